@@ -1,0 +1,56 @@
+# Everything runs in .venv with the versions of requirements.lock.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+PROTOS := $(wildcard proto/nhop/v1/*.proto)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check proto check-proto lock bench clean
+
+help:  ## Shows this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## Makes the environment in .venv
+
+$(STAMP): requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "NHOP needs Python 3.11 or newer; run: make PYTHON=/path/to/python3.11 " + "setup")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: $(STAMP)  ## Runs a small study with a parameter server and two workers on this machine
+	$(BIN)/nhop-coordinator examples/demo.yaml
+
+test: check  ## Sets up, checks and runs all tests
+	$(BIN)/python -m pytest
+
+check: $(STAMP) check-proto  ## Lint, types, import rules, generated code
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+PROTOC = $(BIN)/python -m grpc_tools.protoc -I proto --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy \
+	--plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc
+
+proto: $(STAMP)  ## Generates nhop/v1 from proto/
+	$(PROTOC) --python_out=. --grpc_python_out=. --mypy_out=quiet:. --mypy_grpc_out=quiet:. $(PROTOS)
+
+check-proto: $(STAMP)
+	@out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && \
+	$(PROTOC) --python_out=$$out --grpc_python_out=$$out --mypy_out=quiet:$$out --mypy_grpc_out=quiet:$$out $(PROTOS) && \
+	for f in $$out/nhop/v1/*; do cmp -s $$f nhop/v1/$$(basename $$f) || \
+	{ echo "nhop/v1/$$(basename $$f) is not what proto/ generates: run 'make proto'"; exit 1; }; done
+
+lock: $(STAMP)  ## Locks the newest versions that pyproject.toml allows
+	$(BIN)/pip install --quiet --disable-pip-version-check pip-tools
+	$(BIN)/pip-compile --quiet --upgrade --extra dev --all-build-deps --allow-unsafe --generate-hashes --strip-extras \
+	  --no-header --no-annotate --no-emit-index-url --no-emit-find-links --no-emit-trusted-host -o requirements.lock pyproject.toml
+
+bench: $(STAMP)  ## Prints the figures of docs/performance.md (minutes; wants a quiet machine)
+	$(BIN)/python -m benchmarks
+
+clean:  ## Removes the environment and caches (never runs/)
+	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

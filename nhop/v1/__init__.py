@@ -1,0 +1,1 @@
+"""Generated from proto/nhop/v1 by `make proto`."""

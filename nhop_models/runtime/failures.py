@@ -1,0 +1,88 @@
+"""Which failure kind an exception of a task is, and what the user is told of it."""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tensorflow as tf
+
+from nhop_models.base import DataError
+from nhop_models.contract import FailureKind, Outcome, TaskStatus
+
+if TYPE_CHECKING:
+    from nhop_models.runtime.task import Task
+
+SHIPPED = {"Regressor": "nhop_models.regressor:RegressorNN"}
+"""The models that come with NHOP, by the names that ``nn_model`` has for them."""
+
+_OWN_FOLDER = str(Path(__file__).resolve().parent.parent)
+_MAX_DETAIL = 8192
+
+
+class TaskError(Exception):
+    """A failure that the runtime itself found; ``kind`` says which."""
+
+    def __init__(self, kind: FailureKind, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+def outcome_of(error: BaseException, task: Task) -> Outcome:
+    """The outcome of a task that ``error`` ended."""
+    kind, message = classify(error, shipped=task.spec.model in SHIPPED)
+    detail = "" if isinstance(error, (TaskError, DataError)) else _traceback(error)
+    return Outcome(
+        TaskStatus.FAILED,
+        failure_kind=kind,
+        message=message,
+        detail=detail,
+        step=task.reporter.step,
+        train_loss=task.reporter.train_loss,
+        phase_seconds=dict(task.reporter.phase_seconds),
+    )
+
+
+def classify(error: BaseException, *, shipped: bool) -> tuple[FailureKind, str]:
+    """Kind and message of an exception.
+
+    One that no other rule knows is the user's where their code raised it, or where the model is
+    theirs (a wrong output shape is first seen in our code); else it is ours (INTERNAL).
+    """
+    name = type(error).__name__
+    if isinstance(error, TaskError):
+        return error.kind, str(error)
+    if isinstance(error, DataError):
+        return FailureKind.DATA, str(error)
+    if isinstance(error, SystemExit):
+        return FailureKind.USER_CODE, f"the model's code called sys.exit({error.code!r})"
+    if isinstance(error, MemoryError):
+        return FailureKind.RESOURCES, f"out of memory: {error}"
+    if isinstance(error, (tf.errors.UnavailableError, tf.errors.AbortedError)):
+        return FailureKind.PEER_LOST, "a parameter server of this attempt is gone"
+    where = _place(error)
+    kind = FailureKind.USER_CODE if where or not shipped else FailureKind.INTERNAL
+    return kind, f"{name}: {_first_line(error)}{where}"
+
+
+def _place(error: BaseException) -> str:
+    """Innermost place that is neither ours nor a library's, as " (in model.py:12, build_model)"."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [
+        f
+        for f in frames
+        if "site-packages" not in f.filename and not f.filename.startswith((_OWN_FOLDER, "<"))
+    ]
+    if not own:
+        return ""
+    frame = own[-1]
+    return f" (in {frame.filename}:{frame.lineno}, {frame.name})"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or ["no message"])[0][:500]
+
+
+def _traceback(error: BaseException) -> str:
+    return "".join(traceback.format_exception(error))[-_MAX_DETAIL:]

@@ -1,0 +1,55 @@
+"""Finds the class that ``nn_model`` names, and checks what its ``build_model`` returned."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import keras
+
+from nhop_models.base import NNModel
+from nhop_models.contract import FailureKind
+from nhop_models.runtime.failures import SHIPPED, TaskError
+
+
+def load_model_class(name: str) -> type[NNModel]:
+    """The class behind a shipped name or ``package.module:Class``.
+
+    Raises TaskError (USER_CODE) where there is no such module or class, or it is no NNModel;
+    what the module itself raises while it is imported goes through.
+    """
+    module_name, _, class_name = SHIPPED.get(name, name).partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise
+        raise TaskError(
+            FailureKind.USER_CODE,
+            f"nn_model: {name}: there is no module {error.name!r} beside the study file, in the current "
+            "folder or in the environment",
+        ) from error
+    found = getattr(module, class_name, None)
+    if found is None:
+        raise TaskError(
+            FailureKind.USER_CODE,
+            f"nn_model: {name}: module {module_name} ({module.__file__}) has no {class_name}",
+        )
+    if not (isinstance(found, type) and issubclass(found, NNModel)):
+        raise TaskError(
+            FailureKind.USER_CODE, f"nn_model: {name} is not a class derived from nhop_models.NNModel"
+        )
+    return found
+
+
+def check_model(built: Any, name: str) -> None:
+    """Raises TaskError (USER_CODE) where ``built`` is not a Keras model that can be trained."""
+    problem = None
+    if not isinstance(built, keras.Model):
+        problem = f"returned {type(built).__name__}; a keras.Model is expected"
+    elif not built.trainable_variables:
+        problem = "returned a model without trainable weights; is it built (give it an Input layer)?"
+    elif any(variable.dtype != "float32" for variable in built.trainable_variables):
+        problem = "returned a model with weights that are not float32"
+    if problem:
+        raise TaskError(FailureKind.USER_CODE, f"nn_model: {name}.build_model {problem}")

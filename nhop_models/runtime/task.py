@@ -1,0 +1,118 @@
+"""The frame of every task process: session, log, signals, lease, and the last word.
+
+SIGUSR1 asks the task to end at its next step; SIGTERM ends it now. Both are taken by a thread of
+their own, since the main thread may be inside TensorFlow, where Python's handlers never run. A
+task that does not come to its next step in time is ended by that thread, its outcome written.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+import signal
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from nhop_models.contract import Outcome, SpoolWriter, TaskId, TaskRole, TaskSpec, TaskStatus, lease_expired
+from nhop_models.runtime import failures
+from nhop_models.runtime.reporter import Reporter
+
+SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
+LEASE_CHECK_SECONDS = 1.0
+NEXT_STEP_SECONDS = 0.1
+"""How long a task that is asked to end may take to come to its next step."""
+
+
+class Task:
+    """A task's place, its stop flag, and its outcome, which is written once."""
+
+    def __init__(self, directory: Path, identity: TaskId, spec: TaskSpec) -> None:
+        self.directory = directory
+        self.identity = identity
+        self.spec = spec
+        self.stop = threading.Event()
+        self.reporter = Reporter(SpoolWriter(directory, identity), spec.report_interval)
+        self._ending = threading.Lock()
+
+    def end(self, outcome: Outcome) -> None:
+        """Writes the outcome and leaves the process; the first caller wins, and none returns."""
+        self._ending.acquire()
+        self.reporter.finish()
+        outcome.write(self.directory / f"{self.identity.file_stem}.outcome.json")
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)  # TensorFlow's own teardown can hang on peers that are gone
+
+    def outcome(self, status: TaskStatus, message: str = "", val_loss: float | None = None) -> Outcome:
+        """The outcome of a task that did not fail, with what its reporter knows."""
+        reporter = self.reporter
+        return Outcome(
+            status,
+            message=message,
+            step=reporter.step,
+            train_loss=reporter.train_loss,
+            val_loss=val_loss,
+            phase_seconds=dict(reporter.phase_seconds),
+        )
+
+    def watch(self) -> None:
+        """Takes the signals, and looks after the lease (a thread)."""
+        while True:
+            received = signal.sigtimedwait(SIGNALS, LEASE_CHECK_SECONDS)
+            if received is not None:
+                break
+            if lease_expired(self.directory):
+                self.end(self.outcome(TaskStatus.STOPPED, "no agent has renewed the lease in time"))
+        if received.si_signo == signal.SIGUSR1:
+            self.stop.set()
+            signal.sigtimedwait((signal.SIGTERM,), NEXT_STEP_SECONDS)
+        self.end(self.outcome(TaskStatus.STOPPED))
+
+
+def run(directory: str, identity: TaskId, environment: Mapping[str, str]) -> None:
+    """Makes the forked process a task and runs it to its end; never returns.
+
+    ``directory`` is the attempt directory, ``environment`` is set on top of the zygote's.
+    """
+    os.setsid()
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # before any thread: they inherit it
+    folder = Path(directory)
+    log = os.open(folder / f"{identity.file_stem}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    null = os.open(os.devnull, os.O_RDONLY)
+    for source, target in ((null, 0), (log, 1), (log, 2)):
+        os.dup2(source, target)
+    os.close(log)
+    os.close(null)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a text stream, always
+    os.environ.update(environment)
+    gc.enable()
+    spec = TaskSpec.read(folder)
+    seed = np.random.SeedSequence([spec.seed, identity.index, int(identity.role is TaskRole.PS)])
+    np.random.seed(seed.generate_state(1))
+    random.seed(int(seed.generate_state(2)[1]))
+    sys.path[:0] = spec.python_path
+    os.chdir(spec.working_directory or folder)
+
+    task = Task(folder, identity, spec)
+    threading.Thread(target=task.watch, name="nhop-watch", daemon=True).start()
+    try:
+        task.end(_work(task))
+    except BaseException as error:  # noqa: BLE001  (whatever ended the task is its outcome)
+        if task.stop.is_set():
+            task.end(task.outcome(TaskStatus.STOPPED))
+        task.end(failures.outcome_of(error, task))
+
+
+def _work(task: Task) -> Outcome:
+    if task.identity.role is TaskRole.PS:
+        from nhop_models.runtime import ps
+
+        return ps.run(task)
+    from nhop_models.runtime import worker
+
+    return worker.run(task)
