@@ -21,6 +21,7 @@ import dataclasses
 import enum
 import json
 import os
+import signal
 import struct
 import time
 import zlib
@@ -31,6 +32,9 @@ from typing import Any
 SPEC_FILE = "spec.json"
 DOORBELL_FILE = "doorbell"
 LEASE_FILE = "lease"
+
+TASK_SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
+"""Ask a task to end: at its next step, and at once. Blocked in it, and taken by a thread of its own."""
 
 
 class FailureKind(enum.Enum):
@@ -206,20 +210,18 @@ class SpoolError(ValueError):
         self.offset = offset
 
 
-def encode_record(record: Record) -> bytes:
-    """Frame and checksum of one record."""
-    body = json.dumps([record.kind.value, record.time, record.payload], separators=(",", ":"))
-    payload = body.encode()
+def frame(payload: bytes) -> bytes:
+    """The payload behind its length and checksum; ValueError where it is over MAX_RECORD_BYTES."""
     if len(payload) > MAX_RECORD_BYTES:
-        raise ValueError(f"a report of {len(payload)} bytes is over {MAX_RECORD_BYTES}")
+        raise ValueError(f"a record of {len(payload)} bytes is over {MAX_RECORD_BYTES}")
     return _HEADER.pack(len(payload), zlib.crc32(payload)) + payload
 
 
-def decode_records(data: bytes, path: Path, offset: int = 0) -> Iterator[tuple[Record, int]]:
-    """Records of ``data``, which begins at ``offset`` of the file, each with the offset behind it.
+def frames(data: bytes, path: Path, offset: int = 0) -> Iterator[tuple[bytes, int]]:
+    """Payloads of ``data``, which begins at ``offset`` of the file, each with the offset behind it.
 
-    A record that is not yet whole ends the iteration. Raises SpoolError where a whole record
-    does not match its checksum.
+    A frame that is not yet whole ends the iteration. Raises SpoolError where a whole frame does
+    not match its checksum.
     """
     place = 0
     while place + _HEADER.size <= len(data):
@@ -232,9 +234,21 @@ def decode_records(data: bytes, path: Path, offset: int = 0) -> Iterator[tuple[R
         payload = data[place + _HEADER.size : end]
         if zlib.crc32(payload) != checksum:
             raise SpoolError(path, offset + place)
-        kind, when, values = json.loads(payload)
-        yield Record(RecordKind(kind), when, values), offset + end
+        yield payload, offset + end
         place = end
+
+
+def encode_record(record: Record) -> bytes:
+    """Frame and checksum of one record."""
+    body = json.dumps([record.kind.value, record.time, record.payload], separators=(",", ":"))
+    return frame(body.encode())
+
+
+def decode_records(data: bytes, path: Path, offset: int = 0) -> Iterator[tuple[Record, int]]:
+    """Records of ``data``; offsets, ends and errors as for ``frames``."""
+    for payload, end in frames(data, path, offset):
+        kind, when, values = json.loads(payload)
+        yield Record(RecordKind(kind), when, values), end
 
 
 class SpoolWriter:

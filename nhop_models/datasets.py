@@ -108,10 +108,13 @@ def _load_npz(path: Path) -> Arrays:
 def _load_csv(path: Path) -> Arrays:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            first = next((row for row in csv.reader(file) if row), None)
-            if first is None:
-                raise DataError(f"{path}: empty")
-            header = not any(_is_number(cell) for cell in first)
+            rows = (row for row in csv.reader(file) if row)
+            first, second = next(rows, None), next(rows, None)
+        if first is None:
+            raise DataError(f"{path}: empty")
+        header = not any(_is_number(cell) for cell in first)
+        if header and second is None:
+            raise DataError(f"{path}: a header, and no row of data")
         if len(first) < 2:
             raise DataError(f"{path}: one column; at least a feature and, last, the target are needed")
         try:

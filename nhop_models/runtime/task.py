@@ -18,11 +18,19 @@ from pathlib import Path
 
 import numpy as np
 
-from nhop_models.contract import Outcome, SpoolWriter, TaskId, TaskRole, TaskSpec, TaskStatus, lease_expired
+from nhop_models.contract import (
+    TASK_SIGNALS,
+    Outcome,
+    SpoolWriter,
+    TaskId,
+    TaskRole,
+    TaskSpec,
+    TaskStatus,
+    lease_expired,
+)
 from nhop_models.runtime import failures
 from nhop_models.runtime.reporter import Reporter
 
-SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 LEASE_CHECK_SECONDS = 1.0
 NEXT_STEP_SECONDS = 0.1
 """How long a task that is asked to end may take to come to its next step."""
@@ -63,7 +71,7 @@ class Task:
     def watch(self) -> None:
         """Takes the signals, and looks after the lease (a thread)."""
         while True:
-            received = signal.sigtimedwait(SIGNALS, LEASE_CHECK_SECONDS)
+            received = signal.sigtimedwait(TASK_SIGNALS, LEASE_CHECK_SECONDS)
             if received is not None:
                 break
             if lease_expired(self.directory):
@@ -80,7 +88,6 @@ def run(directory: str, identity: TaskId, environment: Mapping[str, str]) -> Non
     ``directory`` is the attempt directory, ``environment`` is set on top of the zygote's.
     """
     os.setsid()
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # before any thread: they inherit it
     folder = Path(directory)
     log = os.open(folder / f"{identity.file_stem}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     null = os.open(os.devnull, os.O_RDONLY)

@@ -19,7 +19,7 @@ import socket
 import sys
 from typing import Any
 
-from nhop_models.contract import TaskId
+from nhop_models.contract import TASK_SIGNALS, TaskId
 
 MAX_MESSAGE_BYTES = 1 << 16
 
@@ -124,6 +124,8 @@ def main() -> None:
     channel = socket.socket(fileno=arguments.fd)
     channel.set_inheritable(False)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the agent decides when to end
+    # Tasks are born with their signals blocked: one that comes before they can take it waits for them.
+    signal.pthread_sigmask(signal.SIG_BLOCK, TASK_SIGNALS)
     Zygote(channel).serve(import_frameworks())
 
 
