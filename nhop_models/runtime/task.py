@@ -7,6 +7,7 @@ task that does not come to its next step in time is ended by that thread, its ou
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import random
@@ -31,6 +32,7 @@ from nhop_models.contract import (
 from nhop_models.runtime import failures
 from nhop_models.runtime.reporter import Reporter
 
+_PR_SET_NAME = 15
 LEASE_CHECK_SECONDS = 1.0
 NEXT_STEP_SECONDS = 0.1
 """How long a task that is asked to end may take to come to its next step."""
@@ -88,6 +90,7 @@ def run(directory: str, identity: TaskId, environment: Mapping[str, str]) -> Non
     ``directory`` is the attempt directory, ``environment`` is set on top of the zygote's.
     """
     os.setsid()
+    name_process(f"nhop-{identity.file_stem}")
     folder = Path(directory)
     log = os.open(folder / f"{identity.file_stem}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     null = os.open(os.devnull, os.O_RDONLY)
@@ -113,6 +116,11 @@ def run(directory: str, identity: TaskId, environment: Mapping[str, str]) -> Non
         if task.stop.is_set():
             task.end(task.outcome(TaskStatus.STOPPED))
         task.end(failures.outcome_of(error, task))
+
+
+def name_process(name: str) -> None:
+    """Sets what ``ps -o comm`` and ``top`` show; 15 characters at most."""
+    ctypes.CDLL(None).prctl(_PR_SET_NAME, name.encode())
 
 
 def _work(task: Task) -> Outcome:

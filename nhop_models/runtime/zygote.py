@@ -126,7 +126,11 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the agent decides when to end
     # Tasks are born with their signals blocked: one that comes before they can take it waits for them.
     signal.pthread_sigmask(signal.SIG_BLOCK, TASK_SIGNALS)
-    Zygote(channel).serve(import_frameworks())
+    version = import_frameworks()
+    from nhop_models.runtime.task import name_process
+
+    name_process("nhop-zygote")
+    Zygote(channel).serve(version)
 
 
 if __name__ == "__main__":

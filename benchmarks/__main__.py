@@ -1,0 +1,105 @@
+"""Prints each figure beside its goal and, where there is one, its baseline of the same run."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import original, studies, tasks
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of the table; ``baseline`` is what the original's way takes."""
+
+    name: str
+    value: str
+    goal: str = ""
+    baseline: str = ""
+
+
+def throughput() -> Iterator[Figure]:
+    rates = [studies.run_study(0, 1, 40)["trials_per_minute"] for _ in range(3)]
+    alone = statistics.median(original.seconds_of_trial(trial, 1, 1) for trial in range(3))
+    yield Figure(
+        "standard trials a minute, one process each, two at a time",
+        f"{statistics.median(rates):.0f}",
+        ">= 100",
+        f"{60 / alone:.0f} (1 PS + 1 worker, one after the other)",
+    )
+
+
+def cluster_trials() -> Iterator[Figure]:
+    for ps, workers, goal in ((2, 4, "<= 6"), (1, 1, "")):
+        ours, theirs = [], []
+        for repetition in range(3):  # interleaved: noise of the machine meets both
+            ours.append(60.0 / studies.run_study(ps, workers, 6)["trials_per_minute"])
+            theirs.append(original.seconds_of_trial(repetition, ps, workers))
+        yield Figure(
+            f"s a standard trial, {ps} PS + {workers} worker{'s' if workers > 1 else ''}",
+            f"{statistics.median(ours):.2f}",
+            goal,
+            f"{statistics.median(theirs):.1f}",
+        )
+
+
+def forks() -> Iterator[Figure]:
+    seconds = tasks.fork_seconds()
+    yield Figure(
+        "command to first line of user code, median ms", f"{1000 * statistics.median(seconds):.0f}", "<= 30"
+    )
+
+
+def teardowns() -> Iterator[Figure]:
+    for ps, workers in ((0, 1), (1, 1), (2, 4)):
+        seconds = tasks.teardown_seconds(ps, workers)
+        yield Figure(
+            f"SIGUSR1 to every process gone, {ps} PS + {workers}, p50 / p95 ms",
+            f"{1000 * statistics.median(seconds):.0f} / {1000 * tasks.percentile(seconds, 95):.0f}",
+            "p95 <= 500",
+        )
+
+
+def start_up() -> Iterator[Figure]:
+    first = [studies.seconds_to_first_loss() for _ in range(5)]
+    yield Figure("command to first streamed loss, median s", f"{statistics.median(first):.1f}", "<= 6")
+    found = [studies.import_seconds_and_megabytes() for _ in range(5)]
+    yield Figure(
+        "import of the coordinator, median s", f"{statistics.median(s for s, _ in found):.2f}", "<= 0.5"
+    )
+    yield Figure(
+        "memory of the coordinator after it, MB", f"{statistics.median(m for _, m in found):.0f}", "<= 150"
+    )
+
+
+SECTIONS: dict[str, Callable[[], Iterator[Figure]]] = {
+    "forks": forks,
+    "teardowns": teardowns,
+    "start_up": start_up,
+    "cluster_trials": cluster_trials,
+    "throughput": throughput,
+}
+
+
+def main() -> None:
+    chosen = sys.argv[1:] or list(SECTIONS)
+    unknown = [name for name in chosen if name not in SECTIONS]
+    if unknown:
+        sys.exit(f"no figures named {', '.join(unknown)}; there are: {', '.join(SECTIONS)}")
+    console = Console()
+    table = Table("figure", "NHOP", "goal", "the original's way", title=f"{os.cpu_count()} CPU cores")
+    with console.status("measuring"):
+        for name in chosen:
+            for figure in SECTIONS[name]():
+                table.add_row(figure.name, figure.value, figure.goal, figure.baseline)
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
