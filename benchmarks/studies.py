@@ -69,10 +69,14 @@ def seconds_to_first_loss() -> float:
 
 def import_seconds_and_megabytes() -> tuple[float, float]:
     """Time to import the coordinator's command in a new interpreter, and its resident memory then."""
-    program = (
-        "import time; start = time.perf_counter(); import coordinator.cli, coordinator.runtime, coordinator.service; "
-        "end = time.perf_counter(); import psutil; print(end - start, psutil.Process().memory_info().rss / 1e6)"
-    )
+    program = """
+import time
+start = time.perf_counter()
+import coordinator.cli, coordinator.runtime, coordinator.service
+end = time.perf_counter()
+import psutil
+print(end - start, psutil.Process().memory_info().rss / 1e6)
+"""
     out = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
     seconds, megabytes = out.split()
     return float(seconds), float(megabytes)

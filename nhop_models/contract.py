@@ -36,6 +36,11 @@ LEASE_FILE = "lease"
 TASK_SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 """Ask a task to end: at its next step, and at once. Blocked in it, and taken by a thread of its own."""
 
+EXIT_NO_TASK = 70
+"""Exit status of a process that could not become a task (its attempt directory is not usable)."""
+EXIT_NO_OUTCOME = 74
+"""Exit status of a task that could not write its outcome (no room on the disk)."""
+
 
 class FailureKind(enum.Enum):
     """How a task or an attempt went wrong; the names are those of the protocol."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ SHIPPED = {"Regressor": "nhop_models.regressor:RegressorNN"}
 
 _OWN_FOLDER = str(Path(__file__).resolve().parent.parent)
 _MAX_DETAIL = 8192
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN}
 
 
 class TaskError(Exception):
@@ -59,6 +61,8 @@ def classify(error: BaseException, *, shipped: bool) -> tuple[FailureKind, str]:
         return FailureKind.USER_CODE, f"the model's code called sys.exit({error.code!r})"
     if isinstance(error, MemoryError):
         return FailureKind.RESOURCES, f"out of memory: {error}"
+    if isinstance(error, OSError) and error.errno in _NO_ROOM:
+        return FailureKind.RESOURCES, f"{name}: {_first_line(error)}"
     if isinstance(error, (tf.errors.UnavailableError, tf.errors.AbortedError)):
         return FailureKind.PEER_LOST, "a parameter server of this attempt is gone"
     where = _place(error)

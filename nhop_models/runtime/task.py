@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from nhop_models.contract import (
+    EXIT_NO_OUTCOME,
     TASK_SIGNALS,
     Outcome,
     SpoolWriter,
@@ -52,11 +53,17 @@ class Task:
     def end(self, outcome: Outcome) -> None:
         """Writes the outcome and leaves the process; the first caller wins, and none returns."""
         self._ending.acquire()
-        self.reporter.finish()
-        outcome.write(self.directory / f"{self.identity.file_stem}.outcome.json")
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)  # TensorFlow's own teardown can hang on peers that are gone
+        status = 0
+        try:
+            self.reporter.finish()
+            outcome.write(self.directory / f"{self.identity.file_stem}.outcome.json")
+            sys.stdout.flush()
+            sys.stderr.flush()
+        except OSError as error:
+            status = EXIT_NO_OUTCOME
+            os.write(2, f"{self.identity} could not write its outcome: {error}\n".encode())
+        finally:
+            os._exit(status)  # TensorFlow's own teardown can hang on peers that are gone
 
     def outcome(self, status: TaskStatus, message: str = "", val_loss: float | None = None) -> Outcome:
         """The outcome of a task that did not fail, with what its reporter knows."""

@@ -132,10 +132,14 @@ class Training:
             layer_state = [local.add(value) for value in state]
             x, y = (local.add(data.x_train), local.add(data.y_train))
             rows = tf.random.uniform([hp["batch_size"]], 0, len(data.x_train), tf.int32)
-            outputs, new_state = keras_model.stateless_call(
-                self._parameters.weights, layer_state, tf.gather(x, rows), training=True
+            outputs, new_state, penalties = keras_model.stateless_call(
+                self._parameters.weights,
+                layer_state,
+                tf.gather(x, rows),
+                training=True,
+                return_losses=True,
             )
-            self._loss = tf.reduce_mean(loss_function(tf.gather(y, rows), outputs))
+            self._loss = tf.add_n([tf.reduce_mean(loss_function(tf.gather(y, rows), outputs)), *penalties])
             keep_state = [v1.assign(old, new) for old, new in zip(layer_state, new_state, strict=True)]
 
             x_test, y_test = (local.add(data.x_test), local.add(data.y_test))

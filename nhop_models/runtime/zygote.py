@@ -19,7 +19,7 @@ import socket
 import sys
 from typing import Any
 
-from nhop_models.contract import TASK_SIGNALS, TaskId
+from nhop_models.contract import EXIT_NO_TASK, TASK_SIGNALS, TaskId
 
 MAX_MESSAGE_BYTES = 1 << 16
 
@@ -91,7 +91,7 @@ class Zygote:
 
             task.run(request["directory"], TaskId.parse(request["task"]), request["environment"])
         finally:
-            os._exit(70)  # only reached where the task's frame itself failed: it never returns
+            os._exit(EXIT_NO_TASK)  # only reached where the task's frame itself failed: it never returns
 
     def _reap(self) -> None:
         while True:

@@ -62,6 +62,10 @@ class DependsOnOwnModules(Base):
         import agent, proto
         assert agent.MINE and proto.MINE
         return super().load_data(hp)
+class Penalised(Base):
+    def build_model(self, hp):
+        layer = keras.layers.Dense(1, kernel_regularizer=keras.regularizers.L2(1e6))
+        return keras.Sequential([keras.layers.Input((3,)), layer])
 class Derived(str): pass
 class Conv(Base):
     loss = "sparse_categorical_crossentropy"
@@ -99,6 +103,13 @@ def run(make_attempt, project, name, **changes):
 def test_a_users_model_trains(make_attempt, project, name):
     outcome = run(make_attempt, project, f"my_model:{name}").wait("worker/0")
     assert outcome.status is TaskStatus.COMPLETED, outcome
+
+
+def test_penalties_of_layers_are_part_of_the_training_loss_only(make_attempt, project):
+    attempt = run(make_attempt, project, "my_model:Penalised", train_epoch=1)
+    outcome = attempt.wait("worker/0")
+    assert outcome.train_loss > 1000
+    assert outcome.val_loss < 100
 
 
 @pytest.mark.parametrize(
