@@ -1,0 +1,59 @@
+"""The last words: what the study found, and where the results are."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from coordinator.domain import Study, StudyState
+from coordinator.view.progress import describe_loss, describe_parameters, describe_seconds
+
+_STYLES = {
+    StudyState.COMPLETED: "bold green",
+    StudyState.STOPPED: "bold yellow",
+    StudyState.FAILED: "bold red",
+}
+
+
+def show_result(study: Study, directory: Path, console: Console) -> None:
+    """Prints the stages with their best trials, the best of all, and the output directory."""
+    if study.stages:
+        table = Table(
+            "stage", "trials", "steps", "best loss", "trial", "parameters", box=None, pad_edge=False
+        )
+        for stage in study.stages:
+            best = stage.best
+            table.add_row(
+                str(stage.number),
+                str(stage.budget.opt_epoch),
+                str(stage.budget.train_epoch),
+                describe_loss(best.loss if best else None),
+                str(best.number) if best else "-",
+                describe_parameters(best.parameters) if best else "-",
+            )
+        console.print(table)
+    counts = study.counts
+    seconds = (study.ended_at or time.time()) - study.started_at
+    parts = [f"{counts.completed} completed"]
+    parts += [f"{n} {what}" for n, what in ((counts.failed, "failed"), (counts.stopped, "stopped")) if n]
+    line = Text.assemble(
+        (f"study {study.study_id} {study.state.value}", _STYLES.get(study.state, "bold")),
+        f": {', '.join(parts)} in {describe_seconds(seconds)}",
+    )
+    if study.reason:
+        line.append(f" ({study.reason})")
+    console.print(line, soft_wrap=True)
+    if study.best is not None:
+        best = study.best
+        console.print(
+            Text(
+                f"best loss {describe_loss(best.loss)} in trial {best.number} "
+                f"(val_loss {describe_loss(best.val_loss)}, train_loss {describe_loss(best.train_loss)})"
+            ),
+            soft_wrap=True,
+        )
+    console.print(Text(f"results in {directory}"), soft_wrap=True)

@@ -1,0 +1,77 @@
+"""Plain lines, for logs and pipes."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+
+from coordinator.domain import Notice, Report, Study, StudySpec, Trial, TrialState, Update
+from coordinator.view.progress import Progress, describe_loss, describe_parameters
+
+LOSS_LINE_SECONDS = 2.0
+"""A running trial's loss is shown at most this often."""
+
+
+class PlainView:
+    """One line for each trial that ends, and now and then one for the losses of those that run."""
+
+    def __init__(self, spec: StudySpec, console: Console) -> None:
+        self._progress = Progress(spec)
+        self._console = console
+        self._stage = 0
+        self._due: dict[int, float] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return
+
+    def __call__(self, update: Update) -> None:
+        """Takes an update."""
+        progress = self._progress
+        progress.take(update)
+        match update:
+            case Study() if len(update.stages) > self._stage:
+                self._stage = len(update.stages)
+                budget = update.stages[-1].budget
+                self._line(
+                    f"stage {self._stage} of {update.number_of_stages}: "
+                    f"{budget.opt_epoch} trials of {budget.train_epoch} steps"
+                )
+            case Report() if update.attempt.trial in progress.reports and update.task.is_chief:
+                self._loss_line(update)
+            case Trial() if update.state.ended:
+                self._due.pop(update.number, None)
+                self._line(self._trial_line(update))
+            case Notice():
+                self._line(("warning: " if update.warning else "") + update.message)
+
+    def _loss_line(self, report: Report) -> None:
+        number = report.attempt.trial
+        now = time.monotonic()
+        if now >= self._due.get(number, 0.0):
+            self._due[number] = now + LOSS_LINE_SECONDS
+            steps = self._progress.steps_of(self._progress.running[number])
+            self._line(
+                f"trial {number}: step {report.step} of {steps}, train_loss {describe_loss(report.train_loss)}"
+            )
+
+    def _trial_line(self, trial: Trial) -> str:
+        what = trial.state.value
+        if trial.state is TrialState.COMPLETED:
+            what += f", loss {describe_loss(trial.loss)}"
+        elif trial.failure is not None:
+            what += f" ({trial.failure.kind.value}): {trial.failure.message}"
+        seconds = "" if trial.seconds is None else f" in {trial.seconds:.1f} s"
+        best = self._progress.study.best if self._progress.study else None
+        mark = ", the best so far" if best is not None and best.number == trial.number else ""
+        return f"trial {trial.number} {what}{seconds}{mark}: {describe_parameters(trial.parameters)}"
+
+    def _line(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
