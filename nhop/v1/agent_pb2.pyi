@@ -685,7 +685,9 @@ class StreamEventsResponse(_message.Message):
     EVENTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___Event]:
-        """In order within each source; sources of different attempts are mixed."""
+        """In order within each source; sources of different attempts are mixed. Within an attempt a
+        task's own events come after its TaskStarted and before its TaskEnded; AttemptEnded is the last.
+        """
 
     def __init__(
         self,

@@ -110,6 +110,8 @@ class AgentServiceServicer:
         """The events of a study's attempts on this host. The first request subscribes;
         the following ones acknowledge. What is not acknowledged is sent again on
         the next subscription; an attempt is forgotten when its AttemptEnded is acknowledged.
+        ABORTED: a newer subscription of the same study has replaced this one.
+        UNAVAILABLE: the agent shuts down.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

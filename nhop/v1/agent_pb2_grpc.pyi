@@ -57,6 +57,8 @@ class AgentServiceStub:
     """The events of a study's attempts on this host. The first request subscribes;
     the following ones acknowledge. What is not acknowledged is sent again on
     the next subscription; an attempt is forgotten when its AttemptEnded is acknowledged.
+    ABORTED: a newer subscription of the same study has replaced this one.
+    UNAVAILABLE: the agent shuts down.
     """
     ReadLog: _grpc.UnaryStreamMultiCallable[_agent_pb2.ReadLogRequest, _agent_pb2.ReadLogResponse]
     """The log of a task (its stdout and stderr) in chunks."""
@@ -88,6 +90,8 @@ class AgentServiceAsyncStub(AgentServiceStub):
     """The events of a study's attempts on this host. The first request subscribes;
     the following ones acknowledge. What is not acknowledged is sent again on
     the next subscription; an attempt is forgotten when its AttemptEnded is acknowledged.
+    ABORTED: a newer subscription of the same study has replaced this one.
+    UNAVAILABLE: the agent shuts down.
     """
     ReadLog: _aio.UnaryStreamMultiCallable[_agent_pb2.ReadLogRequest, _agent_pb2.ReadLogResponse]  # type: ignore[assignment]
     """The log of a task (its stdout and stderr) in chunks."""
@@ -146,6 +150,8 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         """The events of a study's attempts on this host. The first request subscribes;
         the following ones acknowledge. What is not acknowledged is sent again on
         the next subscription; an attempt is forgotten when its AttemptEnded is acknowledged.
+        ABORTED: a newer subscription of the same study has replaced this one.
+        UNAVAILABLE: the agent shuts down.
         """
 
     @_abc_1.abstractmethod

@@ -1,0 +1,36 @@
+"""An attempt as it lives in the agent: its machine, its files, its processes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass, field
+
+from agent.attempts import AttemptDirectory, Manifest
+from agent.domain import AttemptId, AttemptState
+from agent.event_log import EventLog
+from agent.events import Event
+from agent.machine import AttemptMachine
+from agent.spool import SpoolReader
+from nhop_models.contract import TaskId
+
+
+@dataclass(slots=True)
+class Attempt:
+    """An attempt and all that belongs to it in this process."""
+
+    id: AttemptId
+    machine: AttemptMachine
+    directory: AttemptDirectory
+    log: EventLog
+    manifest: Manifest
+    pids: dict[TaskId, int] = field(default_factory=dict)
+    inbox: deque[Event] = field(default_factory=deque)
+    busy: bool = False
+    timer: asyncio.TimerHandle | None = None
+    first_records: dict[TaskId, SpoolReader] = field(default_factory=dict)
+
+    @property
+    def active(self) -> bool:
+        """Whether it holds slots, ports or processes."""
+        return self.machine.state is not AttemptState.ENDED

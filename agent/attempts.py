@@ -1,0 +1,186 @@
+"""The attempt directory: all that the agent knows of an attempt, in files.
+
+Beside the files that tasks read and write (see ``nhop_models.contract``) the agent keeps::
+
+    attempt.json     what was leased, and the limits once it was started (Manifest)
+    agent.reports    the agent's own events (EventLog)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from agent.domain import AttemptId, Limits, TaskLease
+from agent.event_log import FILE_NAME
+from nhop_models.contract import (
+    DOORBELL_FILE,
+    LEASE_FILE,
+    Outcome,
+    TaskId,
+    TaskSpec,
+    boot_time,
+    write_atomically,
+    write_lease,
+)
+
+DISCARDED_PREFIX = "."
+MANIFEST_FILE = "attempt.json"
+LOG_TAIL_BYTES = 8 * 1024
+LOG_TAIL_LINES = 30
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Manifest:
+    """What was leased; ``limits`` None until the attempt was started."""
+
+    leases: tuple[TaskLease, ...]
+    limits: Limits | None = None
+
+    def to_json(self) -> str:
+        """For ``attempt.json``."""
+        leases = [{"task": str(each.task), "slots": each.slots, "port": each.port} for each in self.leases]
+        limits = None if self.limits is None else dataclasses.asdict(self.limits)
+        return json.dumps({"leases": leases, "limits": limits})
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        """From ``attempt.json``; ValueError, KeyError or TypeError where it is damaged."""
+        data = json.loads(text)
+        leases = tuple(TaskLease(TaskId.parse(v["task"]), v["slots"], v["port"]) for v in data["leases"])
+        return cls(leases, None if data["limits"] is None else Limits(**data["limits"]))
+
+
+class AttemptDirectory:
+    """One attempt's files."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._doorbell: int | None = None
+
+    @classmethod
+    def create(cls, parent: Path, attempt: AttemptId, manifest: Manifest) -> AttemptDirectory:
+        """Makes the directory; OSError where the disk is full, for example, and then leaves nothing."""
+        directory = cls(parent / str(attempt))
+        directory.path.mkdir(mode=0o700)
+        try:
+            os.mkfifo(directory.path / DOORBELL_FILE, 0o600)
+            directory.write_manifest(manifest)
+        except OSError:
+            directory.delete()
+            raise
+        return directory
+
+    @property
+    def events_path(self) -> Path:
+        """The agent's own events."""
+        return self.path / FILE_NAME
+
+    def spool_path(self, task: TaskId) -> Path:
+        """What the task reports."""
+        return self.path / f"{task.file_stem}.reports"
+
+    def log_path(self, task: TaskId) -> Path:
+        """The task's stdout and stderr."""
+        return self.path / f"{task.file_stem}.log"
+
+    def outcome_path(self, task: TaskId) -> Path:
+        """The task's last word."""
+        return self.path / f"{task.file_stem}.outcome.json"
+
+    def write_manifest(self, manifest: Manifest) -> None:
+        """Keeps what a later agent needs to know."""
+        write_atomically(self.path / MANIFEST_FILE, manifest.to_json())
+
+    def read_manifest(self) -> Manifest:
+        """What an earlier agent kept; OSError, ValueError, KeyError or TypeError where it is damaged."""
+        return Manifest.from_json((self.path / MANIFEST_FILE).read_text())
+
+    def write_spec(self, spec: TaskSpec) -> None:
+        """Tells the tasks what to train."""
+        spec.write(self.path)
+
+    def renew_lease(self, seconds: float) -> None:
+        """Lets the tasks run for ``seconds`` without a living agent; OSError where that cannot be written."""
+        try:
+            write_lease(self.path, seconds)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            # A full disk is no reason to end the tasks: the old file has room for the new time.
+            text = repr(boot_time() + seconds).encode()
+            with (self.path / LEASE_FILE).open("r+b") as file:
+                file.write(text)
+                file.truncate()
+
+    def end_lease(self) -> None:
+        """Makes the tasks of an earlier agent end by themselves, even one that nobody knows of."""
+        (self.path / LEASE_FILE).unlink(missing_ok=True)
+
+    def forget_task(self, task: TaskId) -> None:
+        """Removes what a task wrote whose fork was lost; it is forked anew."""
+        for path in (self.spool_path(task), self.outcome_path(task), self.log_path(task)):
+            path.unlink(missing_ok=True)
+
+    def read_outcome(self, task: TaskId) -> Outcome | None:
+        """The task's last word; None where there is none that can be read."""
+        with contextlib.suppress(ValueError, KeyError, TypeError, OSError):
+            return Outcome.read(self.outcome_path(task))
+        return None
+
+    def log_tail(self, task: TaskId) -> str:
+        """The last lines of the task's log."""
+        data = b"".join(self.read_log(task, -LOG_TAIL_BYTES))
+        lines = data.decode(errors="replace").splitlines()
+        return "\n".join(lines[-LOG_TAIL_LINES:])
+
+    def read_log(self, task: TaskId, offset: int, chunk: int = 1 << 16) -> Iterator[bytes]:
+        """The log from a byte on (negative: from the end), in chunks; nothing where there is none."""
+        try:
+            file = self.log_path(task).open("rb")
+        except FileNotFoundError:
+            return
+        with file:
+            size = os.fstat(file.fileno()).st_size
+            file.seek(max(0, size + offset) if offset < 0 else offset)
+            while data := file.read(chunk):
+                yield data
+
+    def open_doorbell(self) -> int:
+        """The reading end of the doorbell, for the event loop."""
+        # Opened for writing, too: without a writer it would always be readable, at its end.
+        self._doorbell = os.open(self.path / DOORBELL_FILE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        return self._doorbell
+
+    def answer_doorbell(self) -> None:
+        """Takes what was rung so far."""
+        if self._doorbell is not None:
+            with contextlib.suppress(BlockingIOError):
+                os.read(self._doorbell, 1 << 16)
+
+    @property
+    def doorbell(self) -> int | None:
+        """The open reading end; take it off the event loop before it is closed."""
+        return self._doorbell
+
+    def close_doorbell(self) -> None:
+        """Closes the reading end."""
+        if self._doorbell is not None:
+            os.close(self._doorbell)
+            self._doorbell = None
+
+    def discard(self) -> None:
+        """Gives the directory a name by which nobody takes it for an attempt; it is to be deleted."""
+        discarded = self.path.with_name(f"{DISCARDED_PREFIX}{self.path.name}")
+        with contextlib.suppress(FileNotFoundError):
+            self.path = self.path.rename(discarded)
+
+    def delete(self) -> None:
+        """Removes the directory and all in it."""
+        shutil.rmtree(self.path, ignore_errors=True)

@@ -1,0 +1,135 @@
+"""``nhop-agent``: the command line of the agent."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+import click
+import uvloop
+
+from agent.config import (
+    DEFAULT_PORTS,
+    AgentConfig,
+    AgentError,
+    ConfigError,
+    ListenAddress,
+    default_state_dir,
+    parse_port_range,
+    usable_cores,
+)
+
+MAX_SLOTS = 10_000
+
+
+class _Address(click.ParamType[ListenAddress]):
+    name = "address"
+
+    def convert(
+        self, value: str | ListenAddress, param: click.Parameter | None, ctx: click.Context | None
+    ) -> ListenAddress:
+        if isinstance(value, ListenAddress):
+            return value
+        try:
+            return ListenAddress.parse(value)
+        except ConfigError as error:
+            self.fail(str(error), param, ctx)
+
+
+class _PortRange(click.ParamType[tuple[int, int]]):
+    name = "low-high"
+
+    def convert(
+        self, value: str | tuple[int, int], param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            return parse_port_range(value)
+        except ConfigError as error:
+            self.fail(str(error), param, ctx)
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--listen",
+    type=_Address(),
+    required=True,
+    help="Where coordinators reach this agent: 127.0.0.1:PORT, [::1]:PORT or unix:/path.",
+)
+@click.option(
+    "--slots",
+    type=click.IntRange(1, MAX_SLOTS),
+    help="How many worker tasks may run at once; by default one for each CPU core.",
+)
+@click.option(
+    "--state-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where attempts are kept; by default ~/.local/state/nhop/agent-PORT (or below XDG_STATE_HOME).",
+)
+@click.option(
+    "--port-range",
+    type=_PortRange(),
+    default=DEFAULT_PORTS,
+    show_default="20000-29999",
+    help="Ports that tasks may listen on.",
+)
+@click.option(
+    "--orphan-limit",
+    type=click.FloatRange(1.0, 86_400.0),
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Tasks end by themselves when their agent has been gone for so long.",
+)
+@click.option(
+    "--parent-pipe",
+    type=click.IntRange(min=0),
+    metavar="FD",
+    help="End in order when the other end of this pipe is closed (used by nhop-coordinator).",
+)
+@click.option("--verbose", is_flag=True, help="Log what happens to stderr, not only what is amiss.")
+def main(
+    listen: ListenAddress,
+    slots: int | None,
+    state_dir: Path | None,
+    port_range: tuple[int, int],
+    orphan_limit: float,
+    parent_pipe: int | None,
+    verbose: bool,
+) -> None:
+    """Runs tasks of NHOP trials on this host for the coordinators that ask for it."""
+    if state_dir is None:
+        if listen.path is not None or listen.port == 0:
+            raise click.UsageError(f"--state-dir is needed with --listen {listen}")
+        state_dir = default_state_dir(listen.port)
+    config = AgentConfig(
+        listen=listen,
+        state_dir=state_dir.absolute(),
+        slots=slots or usable_cores(),
+        ports=port_range,
+        orphan_limit=orphan_limit,
+        parent_pipe=parent_pipe,
+    )
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING,
+        format="%(asctime)s nhop-agent %(levelname)s: %(message)s",
+    )
+    sys.exit(serve(config))
+
+
+def serve(config: AgentConfig) -> int:
+    """Runs an agent to its end; the exit status."""
+    from agent import server  # gRPC only now: logging has to be configured before it
+
+    def announce(address: str) -> None:
+        click.echo(f"nhop-agent listens on {address} ({config.slots} slots)")
+        sys.stdout.flush()
+
+    try:
+        uvloop.run(server.run(config, announce))
+    except AgentError as error:
+        click.echo(f"nhop-agent: {error}", err=True)
+        return 1
+    return 0

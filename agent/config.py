@@ -1,0 +1,113 @@
+"""What an agent is told at its start."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+DEFAULT_PORTS = (20000, 29999)  # below the ephemeral range of Linux, which begins at 32768
+MAX_UNIX_PATH_BYTES = 107
+
+
+class ConfigError(ValueError):
+    """A value that the agent cannot work with, in the user's words."""
+
+
+class AgentError(Exception):
+    """The agent cannot start or go on; the message says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class ListenAddress:
+    """Where the agent listens: a loopback host and port, or the path of a Unix socket."""
+
+    host: str = ""
+    port: int = 0
+    path: Path | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> ListenAddress:
+        """From ``host:port``, ``[::1]:port`` or ``unix:/path``; ConfigError for anything else."""
+        if text.startswith("unix:"):
+            return cls(path=_unix_path(text))
+        host, colon, port = text.rpartition(":")
+        if not colon or not host or (":" in host and not host.startswith("[")):
+            raise ConfigError(f"{text!r} is not an address: expected host:port, [::1]:port or unix:/path")
+        if not port.isdecimal() or not 0 <= int(port) <= 65535:
+            raise ConfigError(f"{text!r}: the port must be a number from 0 to 65535")
+        bare = host.removeprefix("[").removesuffix("]")
+        if not _is_loopback(bare):
+            raise ConfigError(
+                f"{text!r} is not on loopback: anyone who reaches that address could run code here, so "
+                "TLS is needed for that, which this version does not have; use 127.0.0.1:PORT or unix:/path"
+            )
+        return cls(host=bare, port=int(port))
+
+    def __str__(self) -> str:
+        if self.path is not None:
+            return f"unix:{self.path}"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def _unix_path(text: str) -> Path:
+    path = Path(text.removeprefix("unix:"))
+    if not path.is_absolute():
+        raise ConfigError(f"{text!r}: the path of a Unix socket must be absolute, as in unix:/run/nhop.sock")
+    if len(os.fsencode(path)) > MAX_UNIX_PATH_BYTES:
+        raise ConfigError(f"{text!r}: the path of a Unix socket has at most {MAX_UNIX_PATH_BYTES} bytes")
+    return path
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def parse_port_range(text: str) -> tuple[int, int]:
+    """From ``LOW-HIGH``, both inclusive; ConfigError for anything else."""
+    low, dash, high = text.partition("-")
+    if not dash or not low.isdecimal() or not high.isdecimal() or not 1024 <= int(low) <= int(high) <= 65535:
+        raise ConfigError(f"{text!r} is not a port range: expected LOW-HIGH, from 1024 to 65535")
+    return int(low), int(high)
+
+
+def usable_cores() -> int:
+    """CPU cores that this process and its tasks may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def default_state_dir(port: int) -> Path:
+    """Where the agent of a port keeps its state: below XDG_STATE_HOME, or ~/.local/state."""
+    home = os.environ.get("XDG_STATE_HOME", "")
+    base = Path(home) if home.startswith("/") else Path.home() / ".local" / "state"
+    return base / "nhop" / f"agent-{port}"
+
+
+def default_zygote_command() -> tuple[str, ...]:
+    """The zygote of ``nhop_models``, in the interpreter that runs the agent."""
+    return (sys.executable, "-P", "-m", "nhop_models.runtime.zygote")
+
+
+@dataclass(frozen=True, slots=True)
+class AgentConfig:
+    """``lease_timeout`` and ``orphan_limit`` in seconds.
+
+    Tasks end by themselves when no agent has lived for ``orphan_limit``; a lease that is not started
+    within ``lease_timeout`` is released. ``parent_pipe``: the agent ends when this descriptor does.
+    """
+
+    listen: ListenAddress
+    state_dir: Path
+    slots: int = field(default_factory=usable_cores)
+    ports: tuple[int, int] = DEFAULT_PORTS
+    orphan_limit: float = 60.0
+    lease_timeout: float = 30.0
+    parent_pipe: int | None = None
+    zygote_command: tuple[str, ...] = field(default_factory=default_zygote_command)

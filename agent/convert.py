@@ -1,0 +1,372 @@
+"""Between the protocol's messages and the agent's own values; refuses what is not allowed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+from google.protobuf import duration_pb2, struct_pb2, timestamp_pb2
+
+from agent.domain import (
+    STUDY_ID,
+    AttemptEnded,
+    AttemptId,
+    Limits,
+    Report,
+    StopReason,
+    StreamEvent,
+    TaskEnded,
+    TaskLease,
+    TaskReady,
+    TaskRequirement,
+    TaskResult,
+    TaskStarted,
+)
+from agent.event_log import SOURCE
+from nhop.v1 import agent_pb2, types_pb2
+from nhop_models.contract import TaskId, TaskRole, TaskSpec
+
+MAX_TASKS = 1_000
+MAX_PARAMETER_DEPTH = 16
+_WHOLE_NUMBERS = 2.0**53  # a double holds every whole number up to here
+_ROLES = {TaskRole.PS: types_pb2.TASK_ROLE_PS, TaskRole.WORKER: types_pb2.TASK_ROLE_WORKER}
+_ROLES_BACK = {number: role for role, number in _ROLES.items()}
+
+
+class InvalidRequestError(ValueError):
+    """A request that breaks the protocol's rules: all that is wrong, by field."""
+
+    def __init__(self, problems: Sequence[tuple[str, str]]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("; ".join(f"{field}: {description}" for field, description in problems))
+
+
+class Checker:
+    """Collects what is wrong with a request."""
+
+    def __init__(self) -> None:
+        self.problems: list[tuple[str, str]] = []
+
+    def require(self, holds: bool, field: str, description: str) -> bool:
+        """Notes a problem unless ``holds``; gives ``holds``."""
+        if not holds:
+            self.problems.append((field, description))
+        return holds
+
+    def finish(self) -> None:
+        """Raises InvalidRequestError where anything was wrong."""
+        if self.problems:
+            raise InvalidRequestError(self.problems)
+
+    # --- parts ------------------------------------------------------------------------------
+
+    def study_id(self, value: str, field: str) -> str:
+        """A study's id."""
+        text = "must be 1 to 64 of [a-z0-9-], a letter or digit first"
+        self.require(STUDY_ID.fullmatch(value) is not None, field, text)
+        return value
+
+    def attempt(self, value: types_pb2.AttemptId, field: str = "attempt") -> AttemptId:
+        """An attempt's id."""
+        self.study_id(value.study_id, f"{field}.study_id")
+        self.require(value.trial >= 1, f"{field}.trial", "must be at least 1")
+        self.require(value.attempt >= 1, f"{field}.attempt", "must be at least 1")
+        return AttemptId(value.study_id, value.trial, value.attempt)
+
+    def task(self, value: types_pb2.TaskId, field: str) -> TaskId:
+        """A task's id."""
+        self.require(value.role in _ROLES_BACK, f"{field}.role", "must be TASK_ROLE_PS or TASK_ROLE_WORKER")
+        self.require(
+            0 <= value.index < MAX_TASKS, f"{field}.index", f"must be at least 0 and below {MAX_TASKS}"
+        )
+        return TaskId(_ROLES_BACK.get(value.role, TaskRole.WORKER), value.index)
+
+    def seconds(self, value: duration_pb2.Duration, field: str) -> float:
+        """A duration that is not negative."""
+        seconds = value.seconds + value.nanos / 1e9
+        self.require(seconds >= 0, field, "must not be negative")
+        return seconds
+
+    def values(self, value: struct_pb2.Struct, field: str) -> dict[str, Any]:
+        """Parameters; numbers that are whole become integers."""
+        return {name: self._plain(each, f"{field}.{name}", 1) for name, each in value.fields.items()}
+
+    def _plain(self, value: struct_pb2.Value, field: str, depth: int) -> Any:
+        if not self.require(depth <= MAX_PARAMETER_DEPTH, field, "is nested too deeply"):
+            return None
+        match value.WhichOneof("kind"):
+            case "number_value":
+                number = value.number_value
+                self.require(math.isfinite(number), field, "must be finite")
+                whole = number.is_integer() and abs(number) < _WHOLE_NUMBERS
+                return int(number) if whole else number
+            case "string_value":
+                return value.string_value
+            case "bool_value":
+                return value.bool_value
+            case "struct_value":
+                fields = value.struct_value.fields
+                return {
+                    name: self._plain(each, f"{field}.{name}", depth + 1) for name, each in fields.items()
+                }
+            case "list_value":
+                return [
+                    self._plain(each, f"{field}[{number}]", depth + 1)
+                    for number, each in enumerate(value.list_value.values)
+                ]
+            case _:
+                return None
+
+
+# --- requests -------------------------------------------------------------------------------
+
+
+def prepare_request(
+    request: agent_pb2.PrepareAttemptRequest,
+) -> tuple[AttemptId, list[TaskRequirement], float | None]:
+    """The attempt, what its tasks need, the lease timeout in seconds (None: the agent's own)."""
+    check = Checker()
+    attempt = check.attempt(request.attempt)
+    check.require(len(request.tasks) > 0, "tasks", "must name at least one task")
+    check.require(len(request.tasks) <= MAX_TASKS, "tasks", f"must be at most {MAX_TASKS}")
+    requirements = []
+    seen: set[TaskId] = set()
+    for number, value in enumerate(request.tasks[:MAX_TASKS]):
+        task = check.task(value.task, f"tasks[{number}].task")
+        check.require(value.slots >= 0, f"tasks[{number}].slots", "must not be negative")
+        check.require(task not in seen, f"tasks[{number}].task", f"{task} is named twice")
+        seen.add(task)
+        requirements.append(TaskRequirement(task, value.slots, value.port))
+    timeout = check.seconds(request.lease_timeout, "lease_timeout")
+    check.finish()
+    return attempt, requirements, timeout or None
+
+
+def start_request(request: agent_pb2.StartAttemptRequest) -> tuple[AttemptId, TaskSpec, Limits]:
+    """The attempt, what its tasks are to train, its deadlines."""
+    check = Checker()
+    attempt = check.attempt(request.attempt)
+    limits = _limits(request, check)
+    training = request.training
+    check.require(bool(training.model), "training.model", "must be set")
+    check.require(training.train_epoch >= 1, "training.train_epoch", "must be at least 1")
+    tolerance = training.train_tolerance
+    check.require(
+        math.isfinite(tolerance) and tolerance >= 0,
+        "training.train_tolerance",
+        "must be finite, not negative",
+    )
+    check.require(training.workers >= 1, "training.workers", "must be at least 1")
+    check.require(training.parameter_servers >= 0, "training.parameter_servers", "must not be negative")
+    with_ps = training.parameter_servers > 0
+    for field, addresses, count in (
+        ("cluster.ps", request.cluster.ps, training.parameter_servers),
+        ("cluster.workers", request.cluster.workers, training.workers if with_ps else 0),
+    ):
+        check.require(len(addresses) == count, field, f"must hold {count} addresses, not {len(addresses)}")
+        for number, address in enumerate(addresses):
+            host, _, port = address.rpartition(":")
+            valid = bool(host) and port.isdecimal() and 0 < int(port) < 65536
+            check.require(valid, f"{field}[{number}]", "must be host:port")
+    for number, path in enumerate(training.python_path):
+        absolute = PurePosixPath(path).is_absolute() and "\0" not in path
+        check.require(absolute, f"training.python_path[{number}]", "must be an absolute path")
+    directory = training.working_directory
+    absolute = not directory or (PurePosixPath(directory).is_absolute() and "\0" not in directory)
+    check.require(absolute, "training.working_directory", "must be an absolute path, or empty")
+    spec = TaskSpec(
+        study_id=attempt.study_id,
+        trial=attempt.trial,
+        attempt=attempt.attempt,
+        model=training.model,
+        parameters=check.values(training.parameters.values, "training.parameters"),
+        settings=check.values(training.settings.values, "training.settings"),
+        train_epoch=training.train_epoch,
+        train_tolerance=tolerance,
+        seed=training.seed,
+        ps=tuple(request.cluster.ps),
+        workers=tuple(request.cluster.workers),
+        python_path=tuple(training.python_path),
+        working_directory=directory,
+        sync_replicas=training.sync_replicas,
+        report_interval=check.seconds(training.report_interval, "training.report_interval"),
+        start_limit=limits.start,
+        stop_grace=limits.stop_grace,
+    )
+    check.finish()
+    return attempt, spec, limits
+
+
+def _limits(request: agent_pb2.StartAttemptRequest, check: Checker) -> Limits:
+    limits = request.limits
+    start = check.seconds(limits.start, "limits.start")
+    check.require(start > 0, "limits.start", "must be set, and longer than zero")
+    return Limits(
+        start=start,
+        stop_grace=check.seconds(limits.stop_grace, "limits.stop_grace"),
+        terminate_grace=check.seconds(limits.terminate_grace, "limits.terminate_grace"),
+        run=check.seconds(limits.run, "limits.run") or None,
+    )
+
+
+def check_cluster(spec: TaskSpec, leases: Iterable[TaskLease], task_address: str) -> None:
+    """Raises InvalidRequestError where the cluster is not the one that was leased for."""
+    check = Checker()
+    for lease in leases:
+        ps = lease.task.role is TaskRole.PS
+        field, addresses = ("cluster.ps", spec.ps) if ps else ("cluster.workers", spec.workers)
+        expected = address_of(lease, task_address)
+        if lease.task.index < len(addresses):
+            found = addresses[lease.task.index]
+            text = f"{lease.task} was leased {expected or 'no port'}, not {found}"
+            check.require(found == expected, f"{field}[{lease.task.index}]", text)
+        elif ps or spec.ps:
+            check.require(holds=False, field=field, description=f"has no place for {lease.task}")
+    check.finish()
+
+
+def stop_request(request: agent_pb2.StopAttemptRequest) -> tuple[AttemptId, StopReason]:
+    """The attempt, and why it is stopped."""
+    check = Checker()
+    attempt = check.attempt(request.attempt)
+    known = request.reason in agent_pb2.StopReason.values() and request.reason != 0
+    check.require(known, "reason", "must be a known reason")
+    check.finish()
+    return attempt, StopReason[agent_pb2.StopReason.Name(request.reason).removeprefix("STOP_REASON_")]
+
+
+def subscribe_request(request: agent_pb2.Subscribe) -> tuple[str, dict[tuple[AttemptId, str], int]]:
+    """The study, and what the receiver already has."""
+    check = Checker()
+    study = check.study_id(request.study_id, "subscribe.study_id")
+    positions = _positions(request.positions, "subscribe.positions", study, check)
+    check.finish()
+    return study, positions
+
+
+def acknowledge_request(request: agent_pb2.Acknowledge, study: str) -> dict[tuple[AttemptId, str], int]:
+    """Up to where the receiver has events of its study."""
+    check = Checker()
+    positions = _positions(request.positions, "acknowledge.positions", study, check)
+    check.finish()
+    return positions
+
+
+def _positions(
+    values: Iterable[agent_pb2.Position], field: str, study: str, check: Checker
+) -> dict[tuple[AttemptId, str], int]:
+    positions = {}
+    for number, value in enumerate(values):
+        place = f"{field}[{number}]"
+        attempt = check.attempt(value.attempt, f"{place}.attempt")
+        check.require(attempt.study_id == study, f"{place}.attempt.study_id", f"must be {study!r}")
+        check.require(value.sequence >= 0, f"{place}.sequence", "must not be negative")
+        check.require(_is_source(value.source), f"{place}.source", "must be agent, ps/N or worker/N")
+        positions[attempt, value.source] = value.sequence
+    return positions
+
+
+def _is_source(text: str) -> bool:
+    try:
+        return text == SOURCE or str(TaskId.parse(text)) == text
+    except ValueError:
+        return False
+
+
+def read_log_request(request: agent_pb2.ReadLogRequest) -> tuple[AttemptId, TaskId, int]:
+    """The attempt, the task, the first byte."""
+    check = Checker()
+    attempt = check.attempt(request.attempt)
+    task = check.task(request.task, "task")
+    check.finish()
+    return attempt, task, request.offset
+
+
+# --- answers --------------------------------------------------------------------------------
+
+
+def address_of(lease: TaskLease, task_address: str) -> str:
+    """``host:port`` of a task; empty where it has no port."""
+    return "" if lease.port is None else f"{task_address}:{lease.port}"
+
+
+def task_to_pb(task: TaskId) -> types_pb2.TaskId:
+    """The task's id as a message."""
+    return types_pb2.TaskId(role=_ROLES[task.role], index=task.index)
+
+
+def attempt_to_pb(attempt: AttemptId) -> types_pb2.AttemptId:
+    """The attempt's id as a message."""
+    return types_pb2.AttemptId(study_id=attempt.study_id, trial=attempt.trial, attempt=attempt.attempt)
+
+
+def lease_to_pb(lease: TaskLease, task_address: str) -> agent_pb2.TaskLease:
+    """A lease as a message."""
+    return agent_pb2.TaskLease(task=task_to_pb(lease.task), address=address_of(lease, task_address))
+
+
+def event_to_pb(event: StreamEvent) -> agent_pb2.Event:
+    """An event as a message."""
+    message = agent_pb2.Event(
+        attempt=attempt_to_pb(event.attempt),
+        source=event.source,
+        sequence=event.sequence,
+        time=timestamp(event.time),
+    )
+    match event.kind:
+        case TaskStarted():
+            message.task_started.task.CopyFrom(task_to_pb(event.kind.task))
+            message.task_started.pid = event.kind.pid
+        case TaskReady():
+            message.task_ready.SetInParent()
+        case Report():
+            message.report.CopyFrom(_report_to_pb(event.kind, event.time))
+        case TaskEnded():
+            message.task_ended.task.CopyFrom(task_to_pb(event.kind.task))
+            message.task_ended.outcome.CopyFrom(_result_to_pb(event.kind.result))
+        case AttemptEnded():
+            message.attempt_ended.reason = agent_pb2.StopReason.Value(
+                f"STOP_REASON_{event.kind.reason.value}"
+            )
+    return message
+
+
+def timestamp(seconds: float) -> timestamp_pb2.Timestamp:
+    """Seconds since the epoch as a message, to the microsecond."""
+    message = timestamp_pb2.Timestamp()
+    message.FromMicroseconds(round(seconds * 1e6))
+    return message
+
+
+def _report_to_pb(report: Report, time: float) -> types_pb2.Report:
+    return types_pb2.Report(
+        step=report.step,
+        train_loss=report.train_loss,
+        val_loss=report.val_loss,
+        metrics=_numbers(report.metrics),
+        time=timestamp(time),
+    )
+
+
+def _result_to_pb(result: TaskResult) -> types_pb2.TaskOutcome:
+    message = types_pb2.TaskOutcome(
+        status=types_pb2.TaskStatus.Value(f"TASK_STATUS_{result.status.value}"),
+        step=result.step,
+        train_loss=result.train_loss,
+        val_loss=result.val_loss,
+        metrics=_numbers(result.metrics),
+        phase_seconds=_numbers(result.phase_seconds),
+        exit_code=result.exit_code,
+        signal=result.signal,
+    )
+    if result.failure is not None:
+        kind = types_pb2.FailureKind.Value(f"FAILURE_KIND_{result.failure.kind.value}")
+        failure = types_pb2.Failure(kind=kind, message=result.failure.message, detail=result.failure.detail)
+        message.failure.CopyFrom(failure)
+    return message
+
+
+def _numbers(values: Mapping[str, float]) -> dict[str, float]:
+    return {name: float(value) for name, value in values.items()}

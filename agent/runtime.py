@@ -1,0 +1,406 @@
+"""The agent at work: does what the machines of its attempts say, and tells them what happened."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import signal
+import time
+import uuid
+from collections.abc import Awaitable, Iterable, Sequence
+
+from agent.attempt import Attempt
+from agent.attempts import AttemptDirectory, Manifest
+from agent.config import AgentConfig
+from agent.domain import (
+    AgentEvent,
+    AttemptEnded,
+    AttemptId,
+    AttemptState,
+    Exit,
+    Failure,
+    Limits,
+    StopReason,
+    TaskLease,
+    TaskRequirement,
+    TaskState,
+)
+from agent.event_log import SOURCE, EventLog
+from agent.events import (
+    DeadlineReached,
+    Event,
+    StartRequested,
+    StopRequested,
+    TaskBecameReady,
+    TaskExited,
+    TaskForked,
+    TaskForkFailed,
+    TaskForkWithdrawn,
+)
+from agent.fences import AttemptOverError, Fences
+from agent.instructions import ForkTask, Instruction, RecordEvent, ReleaseLease, SignalTask, WithdrawFork
+from agent.leases import LeaseBook, NotEnoughError, PortPool
+from agent.machine import AttemptMachine, IllegalTransition
+from agent.processes import Processes, become_subreaper
+from agent.spool import SpoolReader
+from agent.streams import Closed, Positions, Subscription
+from agent.zygote import ForkRequest, Zygote
+from nhop_models.contract import TaskId, TaskSpec
+
+logger = logging.getLogger(__name__)
+
+ATTEMPTS = "attempts"
+"""Folder of the attempt directories in the state directory."""
+TASK_ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": ""}
+
+
+class NotPreparedError(Exception):
+    """The attempt holds no lease here."""
+
+
+class ShuttingDownError(Exception):
+    """The agent takes no new work."""
+
+
+class Agent:
+    """Everything of one agent but its gRPC server."""
+
+    def __init__(self, config: AgentConfig) -> None:
+        self.config = config
+        self.incarnation = uuid.uuid4().hex
+        self.attempts_dir = config.state_dir / ATTEMPTS
+        self.attempts: dict[AttemptId, Attempt] = {}
+        rng = random.Random()  # noqa: S311  (spreads ports, keeps no secret)
+        self.leases = LeaseBook(config.slots, PortPool(*config.ports, rng))
+        self._loop = asyncio.get_running_loop()
+        self.fences = Fences()
+        self._subscriptions: dict[str, Subscription] = {}
+        self._by_pid: dict[int, tuple[Attempt, TaskId]] = {}
+        self._clean_ups: set[asyncio.Task[None]] = set()
+        self._renewal: asyncio.TimerHandle | None = None
+        self._idle = asyncio.Event()
+        self._shutting_down = False
+        self.zygote = Zygote(config.zygote_command, config.state_dir / "zygote.log", self)
+        self.processes = Processes(self._process_exited, self.zygote.replace, self._own_children)
+
+    # --- life -------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Starts the zygote; OSError where that is impossible. To be called before gRPC starts threads."""
+        become_subreaper()
+        # Not through the loop: uvloop keeps SIGCHLD for itself. It wakes up for Python's handlers, though.
+        signal.signal(signal.SIGCHLD, self._child_signalled)
+        self.zygote.start()
+        self._renew_leases()
+
+    async def shut_down(self) -> None:
+        """Ends every attempt in order, and hands out the last events; the zygote is left."""
+        self._shutting_down = True
+        for attempt in list(self.attempts.values()):
+            if attempt.active:
+                self.feed(attempt, StopRequested(StopReason.SHUTDOWN))
+        while any(attempt.active for attempt in self.attempts.values()):
+            self._idle.clear()
+            await self._idle.wait()
+
+    def kill_all(self) -> None:
+        """Ends every attempt at once, by SIGKILL."""
+        self._shutting_down = True
+        for attempt in list(self.attempts.values()):
+            if attempt.active:
+                self.feed(attempt, StopRequested(StopReason.SHUTDOWN, at_once=True))
+
+    async def hand_out_events(self, seconds: float) -> None:
+        """Waits until every subscriber has taken all that there is, at most so long."""
+        waits = [subscription.emptied.wait() for subscription in self._subscriptions.values()]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await asyncio.gather(*waits)
+
+    async def close(self) -> None:
+        """Ends the streams and the zygote; to be called when no attempt is active."""
+        for subscription in self._subscriptions.values():
+            subscription.close(Closed.SHUTDOWN)
+        if self._renewal is not None:
+            self._renewal.cancel()
+        await self.zygote.close()
+        await self.processes.clean_up()
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        self.processes.close()
+
+    # --- what a coordinator asks for --------------------------------------------------------
+
+    def prepare(
+        self, attempt_id: AttemptId, requirements: Sequence[TaskRequirement], lease_timeout: float | None
+    ) -> tuple[TaskLease, ...]:
+        """Leases for each task, in order.
+
+        Raises AttemptOverError, ShuttingDownError, NotEnoughError, and then leases nothing.
+        """
+        self._check_open(attempt_id)
+        known = self.attempts.get(attempt_id)
+        if known is not None:
+            leases = known.manifest.leases
+            if [(e.task, e.slots, e.port is not None) for e in leases] != [
+                (e.task, e.slots, e.port) for e in requirements
+            ]:
+                raise AttemptOverError(f"{attempt_id} was prepared with other tasks")
+            return leases
+        for other in list(self.attempts.values()):
+            if other.active and other.id.same_trial(attempt_id):
+                self.feed(other, StopRequested(StopReason.RELEASED))
+        leases = self.leases.lease(attempt_id, requirements)
+        manifest = Manifest(leases)
+        try:
+            directory = AttemptDirectory.create(self.attempts_dir, attempt_id, manifest)
+        except OSError as error:
+            self.leases.release(attempt_id)
+            raise _no_room(attempt_id, error) from error
+        deadline = self._loop.time() + (lease_timeout or self.config.lease_timeout)
+        machine = AttemptMachine([lease.task for lease in leases], deadline)
+        attempt = Attempt(attempt_id, machine, directory, EventLog(directory.events_path), manifest)
+        self.attempts[attempt_id] = attempt
+        self._set_timer(attempt)
+        return leases
+
+    def begin(self, attempt_id: AttemptId, spec: TaskSpec, limits: Limits) -> None:
+        """Starts the prepared tasks.
+
+        Raises NotPreparedError, AttemptOverError, ShuttingDownError; NotEnoughError where the disk is full.
+        """
+        self._check_open(attempt_id)
+        attempt = self.attempts.get(attempt_id)
+        if attempt is None:
+            raise NotPreparedError(f"{attempt_id} is not prepared here")
+        if attempt.machine.state is not AttemptState.PREPARED:
+            return
+        manifest = Manifest(attempt.manifest.leases, limits)
+        try:
+            attempt.directory.write_spec(spec)
+            attempt.directory.renew_lease(self.config.orphan_limit)
+            attempt.directory.write_manifest(manifest)
+            doorbell = attempt.directory.open_doorbell()
+        except OSError as error:
+            raise _no_room(attempt_id, error) from error
+        attempt.manifest = manifest
+        self._loop.add_reader(doorbell, self._doorbell_rang, attempt)
+        self.feed(attempt, StartRequested(limits))
+
+    def stop(self, attempt_id: AttemptId, reason: StopReason) -> bool:
+        """Ends what is left of an attempt; whether there was anything. It cannot be started any more."""
+        self.fences.put(attempt_id)
+        attempt = self.attempts.get(attempt_id)
+        if attempt is None or not attempt.active:
+            return False
+        self.feed(attempt, StopRequested(reason))
+        return True
+
+    def subscribe(self, study_id: str, positions: Positions) -> Subscription:
+        """A stream of a study's events, in the place of an earlier one."""
+        self.acknowledge(study_id, positions)
+        earlier = self._subscriptions.get(study_id)
+        if earlier is not None:
+            earlier.close(Closed.REPLACED)
+        attempts = [attempt for attempt in self.attempts.values() if attempt.id.study_id == study_id]
+        subscription = Subscription(study_id, positions, attempts)
+        self._subscriptions[study_id] = subscription
+        return subscription
+
+    def unsubscribe(self, subscription: Subscription) -> None:
+        """The receiver is gone."""
+        subscription.emptied.set()
+        if self._subscriptions.get(subscription.study_id) is subscription:
+            del self._subscriptions[subscription.study_id]
+
+    def acknowledge(self, study_id: str, positions: Positions) -> None:
+        """The receiver has these events for good; attempts whose last event it has are forgotten."""
+        for (attempt_id, source), sequence in positions.items():
+            attempt = self.attempts.get(attempt_id)
+            if attempt is None or source != SOURCE or attempt_id.study_id != study_id:
+                continue
+            if attempt.log.ended and sequence >= len(attempt.log.events):
+                del self.attempts[attempt_id]
+                if study_id in self._subscriptions:
+                    self._subscriptions[study_id].forget(attempt_id)
+                attempt.directory.discard()
+                self._spawn(asyncio.to_thread(attempt.directory.delete))
+
+    # --- attempts ---------------------------------------------------------------------------
+
+    def feed(self, attempt: Attempt, event: Event) -> None:
+        """Tells the machine of an attempt what happened, and does what it says."""
+        attempt.inbox.append(event)
+        if attempt.busy:
+            return  # an instruction brought about an event: after the others
+        attempt.busy = True
+        try:
+            while attempt.inbox:
+                self._handle(attempt, attempt.inbox.popleft())
+        finally:
+            attempt.busy = False
+        self._set_timer(attempt)
+
+    def _handle(self, attempt: Attempt, event: Event) -> None:
+        try:
+            instructions = attempt.machine.handle(event, self._loop.time())
+        except IllegalTransition:
+            logger.exception("%s: an event came out of turn; please report this", attempt.id)
+            return
+        for instruction in instructions:
+            self._do(attempt, instruction)
+
+    def take_over(self, attempt: Attempt) -> None:
+        """Adds an attempt of an earlier agent."""
+        self.attempts[attempt.id] = attempt
+        if attempt.active:
+            self.leases.restore(attempt.id, attempt.manifest.leases)
+        else:
+            self.fences.put(attempt.id)
+
+    def watch_process(self, attempt: Attempt, task: TaskId, pid: int, *, adopted: bool) -> None:
+        """A process is a task of an attempt from now on."""
+        attempt.pids[task] = pid
+        self._by_pid[pid] = (attempt, task)
+        self.processes.add(pid, adopted=adopted)
+
+    def task_gone(self, attempt: Attempt, task: TaskId, status: int | None) -> None:
+        """A task and all that it left behind are gone."""
+        attempt.pids.pop(task, None)
+        outcome = attempt.directory.read_outcome(task)
+        tail = attempt.directory.log_tail(task)
+        self.feed(attempt, TaskExited(task, Exit.from_wait_status(status), outcome, tail))
+
+    def _do(self, attempt: Attempt, instruction: Instruction) -> None:
+        match instruction:
+            case ForkTask():
+                request = ForkRequest(
+                    attempt.id, instruction.task, attempt.directory.path, dict(TASK_ENVIRONMENT)
+                )
+                attempt.first_records[instruction.task] = SpoolReader(
+                    attempt.directory.spool_path(instruction.task)
+                )
+                self.zygote.fork(request)
+            case WithdrawFork():
+                if self.zygote.withdraw(attempt.id, instruction.task):
+                    self.feed(attempt, TaskForkWithdrawn(instruction.task))
+            case SignalTask():
+                pid = attempt.pids.get(instruction.task)
+                if pid is not None:  # otherwise its end is about to be told
+                    self.processes.signal(pid, instruction.rung)
+            case ReleaseLease():
+                self._release(attempt)
+            case RecordEvent():
+                self._record(attempt, instruction.event)
+
+    def _release(self, attempt: Attempt) -> None:
+        self.leases.release(attempt.id)
+        self.fences.put(attempt.id)
+        if attempt.directory.doorbell is not None:
+            self._loop.remove_reader(attempt.directory.doorbell)
+            attempt.directory.close_doorbell()
+        attempt.first_records.clear()
+
+    def _record(self, attempt: Attempt, event: AgentEvent) -> None:
+        attempt.log.append(time.time(), event)
+        self._touch(attempt)
+        if isinstance(event, AttemptEnded):
+            logger.info("%s ended (%s)", attempt.id, event.reason.value)
+            self._idle.set()
+
+    def _touch(self, attempt: Attempt) -> None:
+        subscription = self._subscriptions.get(attempt.id.study_id)
+        if subscription is not None:
+            subscription.touch(attempt)
+
+    def _doorbell_rang(self, attempt: Attempt) -> None:
+        attempt.directory.answer_doorbell()
+        self._look_for_ready(attempt)
+        self._touch(attempt)
+
+    def _look_for_ready(self, attempt: Attempt) -> None:
+        for task in attempt.machine.tasks_in(TaskState.STARTING):
+            if attempt.first_records[task].read(1):
+                self.feed(attempt, TaskBecameReady(task))
+
+    def _set_timer(self, attempt: Attempt) -> None:
+        if attempt.timer is not None:
+            attempt.timer.cancel()
+            attempt.timer = None
+        deadline = attempt.machine.deadline
+        if attempt.active and deadline is not None:
+            attempt.timer = self._loop.call_at(deadline, self.feed, attempt, DeadlineReached())
+
+    def _renew_leases(self) -> None:
+        limit = self.config.orphan_limit
+        for attempt in self.attempts.values():
+            if attempt.machine.state in (AttemptState.RUNNING, AttemptState.STOPPING):
+                try:
+                    attempt.directory.renew_lease(limit)
+                except OSError as error:
+                    logger.error("cannot renew the lease of %s: %s", attempt.id, error)  # noqa: TRY400
+        self._renewal = self._loop.call_later(limit / 4, self._renew_leases)
+
+    def _check_open(self, attempt_id: AttemptId) -> None:
+        if self._shutting_down:
+            raise ShuttingDownError("the agent shuts down")
+        self.fences.check(attempt_id, self.attempts)
+
+    # --- processes --------------------------------------------------------------------------
+
+    def task_forked(self, request: ForkRequest, pid: int, start_ticks: int) -> None:
+        """From the zygote: a task lives."""
+        attempt = self.attempts[request.attempt]
+        self.watch_process(attempt, request.task, pid, adopted=False)
+        self.feed(attempt, TaskForked(request.task, pid, start_ticks))
+        self._look_for_ready(attempt)  # it may have rung before its fork was told
+
+    def fork_failed(self, request: ForkRequest, failure: Failure) -> None:
+        """From the zygote: a task could not be forked."""
+        self.feed(self.attempts[request.attempt], TaskForkFailed(request.task, failure))
+
+    def task_reaped(self, pid: int, status: int) -> None:
+        """From the zygote: a task is gone."""
+        self.processes.reaped_by_zygote(pid, status)
+
+    async def zygote_died(self, lost: Sequence[ForkRequest]) -> None:
+        """From the zygote: it is dead. What it forked and did not tell is ended before it is repeated."""
+        self.processes.adopt_all()
+        await self.processes.clean_up()
+        for request in lost:
+            attempt = self.attempts.get(request.attempt)
+            if attempt is not None and attempt.active:
+                attempt.directory.forget_task(request.task)
+
+    def _child_signalled(self, _number: int, _frame: object) -> None:
+        self._loop.call_soon_threadsafe(self.processes.child_signalled)
+
+    def _own_children(self) -> Iterable[int]:
+        pid = self.zygote.pid
+        return () if pid is None else (pid,)
+
+    def _process_exited(self, pid: int, status: int | None) -> None:
+        attempt, task = self._by_pid.pop(pid)
+        if self.processes.needs_clean_up(pid):
+            self._spawn(self._clean_up_after(attempt, task, pid, status))
+        else:
+            self.task_gone(attempt, task, status)
+
+    async def _clean_up_after(self, attempt: Attempt, task: TaskId, pid: int, status: int | None) -> None:
+        await self.processes.clean_up(pid)
+        self.task_gone(attempt, task, status)
+
+    def _spawn(self, work: Awaitable[None]) -> None:
+        async def run() -> None:
+            await work
+
+        task = self._loop.create_task(run())
+        self._clean_ups.add(task)
+        task.add_done_callback(self._clean_ups.discard)
+
+
+def _no_room(attempt: AttemptId, error: OSError) -> NotEnoughError:
+    text = f"cannot write the files of {attempt} in the state directory: {error.strerror or error}"
+    logger.error(text)
+    return NotEnoughError("DISK", 1, 0, text)

@@ -1,0 +1,201 @@
+"""An agent from its start to its ordered end: state directory, zygote, gRPC server, signals."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from agent.config import AgentConfig, AgentError, ListenAddress
+from agent.recovery import recover
+from agent.runtime import ATTEMPTS, Agent
+from agent.service import AgentService
+from nhop.v1 import agent_pb2, agent_pb2_grpc
+
+logger = logging.getLogger(__name__)
+
+SERVICE_NAME = agent_pb2.DESCRIPTOR.services_by_name["AgentService"].full_name
+MAX_MESSAGE_BYTES = 4 << 20
+LAST_EVENTS_SECONDS = 0.5
+"""How long subscribers have, at the end, to be handed the last events."""
+STREAMS_END_SECONDS = 0.5
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_TASK_ADDRESS = "127.0.0.1"
+_SERVER_OPTIONS = [
+    ("grpc.so_reuseport", 0),
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+]
+
+
+async def run(config: AgentConfig, announce: Callable[[str], None]) -> None:
+    """Serves until SIGTERM, SIGINT, SIGHUP or the end of the parent pipe; then ends all attempts in order.
+
+    ``announce`` is called once with the actual address. Raises AgentError where it cannot start.
+    """
+    with _own_state_dir(config.state_dir):
+        _check_not_served(config.listen)
+        stop = _StopRequest(config.parent_pipe)
+        agent = Agent(config)
+        try:
+            agent.start()
+        except OSError as error:
+            raise AgentError(f"cannot start the zygote {config.zygote_command[0]}: {error}") from error
+        try:
+            recover(agent)
+            server, status, address = await _start_server(agent, config.listen)
+            announce(str(address))
+            await stop.requested.wait()
+            logger.info("shutting down: %s", stop.why)
+            await status.enter_graceful_shutdown()
+            stop.on_repeat = agent.kill_all
+            await agent.shut_down()
+            await agent.hand_out_events(LAST_EVENTS_SECONDS)
+        finally:
+            await agent.close()
+        await server.stop(STREAMS_END_SECONDS)
+        stop.close()
+        if config.listen.path is not None:
+            config.listen.path.unlink(missing_ok=True)
+
+
+class _StopRequest:
+    """Signals and the parent pipe as one event."""
+
+    def __init__(self, parent_pipe: int | None) -> None:
+        self.requested = asyncio.Event()
+        self.why = ""
+        self.on_repeat: Callable[[], None] = lambda: None
+        self._pipe = parent_pipe
+        self._loop = asyncio.get_running_loop()
+        for number in _STOP_SIGNALS:
+            self._loop.add_signal_handler(number, self._request, number.name)
+        if parent_pipe is not None:
+            try:
+                os.set_blocking(parent_pipe, False)
+                self._loop.add_reader(parent_pipe, self._look_at_pipe, parent_pipe)
+            except OSError as error:
+                raise AgentError(f"--parent-pipe {parent_pipe}: {error.strerror}") from error
+
+    def close(self) -> None:
+        """Takes no more requests."""
+        for number in _STOP_SIGNALS:
+            self._loop.remove_signal_handler(number)
+        if self._pipe is not None:
+            self._loop.remove_reader(self._pipe)
+
+    def _request(self, why: str) -> None:
+        if self.requested.is_set():
+            self.on_repeat()
+        else:
+            self.why = why
+            self.requested.set()
+
+    def _look_at_pipe(self, pipe: int) -> None:
+        try:
+            data = os.read(pipe, 4096)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._loop.remove_reader(pipe)
+            self._pipe = None
+            if not self.requested.is_set():
+                self._request("the process that started this agent is gone")
+
+
+async def _start_server(agent: Agent, listen: ListenAddress) -> tuple[grpc.aio.Server, Any, ListenAddress]:
+    server = grpc.aio.server(options=_SERVER_OPTIONS)
+    status = health.aio.HealthServicer()  # type: ignore[attr-defined]  # the stubs do not know it
+    agent_pb2_grpc.add_AgentServiceServicer_to_server(AgentService(agent, _TASK_ADDRESS), server)
+    health_pb2_grpc.add_HealthServicer_to_server(status, server)
+    names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
+    reflection.enable_server_reflection(names, server)
+    umask = os.umask(0o077)
+    try:
+        port = server.add_insecure_port(str(listen))
+    except RuntimeError:
+        port = 0
+    finally:
+        os.umask(umask)
+    if port == 0:
+        raise AgentError(f"cannot listen on {listen}: {_why_not(listen)}")
+    await server.start()
+    for name in ("", SERVICE_NAME):
+        await status.set(name, health_pb2.HealthCheckResponse.SERVING)
+    return server, status, listen if listen.path is not None else ListenAddress(listen.host, port)
+
+
+def _why_not(listen: ListenAddress) -> str:
+    """GRPC does not say why it cannot bind: asks the system."""
+    family = socket.AF_UNIX if listen.path is not None else socket.AF_INET
+    target: object = str(listen.path) if listen.path is not None else (listen.host, listen.port)
+    if listen.path is None and ":" in listen.host:
+        family = socket.AF_INET6
+    try:
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(target)  # type: ignore[arg-type]  # the family's own form of an address
+    except OSError as error:
+        return (error.strerror or str(error)).lower()
+    if listen.path is not None:
+        listen.path.unlink(missing_ok=True)
+    return "the address cannot be used"
+
+
+def _check_not_served(listen: ListenAddress) -> None:
+    """GRPC would silently take the place of another server on a Unix socket."""
+    if listen.path is None:
+        return
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(listen.path))
+        except OSError:
+            return
+    raise AgentError(f"cannot listen on {listen}: address already in use")
+
+
+@contextlib.contextmanager
+def _own_state_dir(path: Path) -> Iterator[None]:
+    """Makes the directory, and holds it against other agents."""
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (path / ATTEMPTS).mkdir(mode=0o700, exist_ok=True)
+        descriptor = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise AgentError(
+            f"cannot use the state directory {path}: {error.strerror}; choose another with --state-dir"
+        ) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        owner = os.read(descriptor, 32).decode(errors="replace").strip()
+        os.close(descriptor)
+        raise AgentError(
+            f"the state directory {path} is used by another agent{f' (pid {owner})' if owner else ''}; "
+            "choose another with --state-dir"
+        ) from error
+    try:
+        os.truncate(descriptor, 0)
+        os.write(descriptor, f"{os.getpid()}\n".encode())
+        yield
+    finally:
+        os.close(descriptor)

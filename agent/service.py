@@ -1,0 +1,210 @@
+"""AgentService over gRPC: checks requests, asks the agent, answers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import time
+from collections.abc import AsyncIterator, Iterable
+from importlib import metadata
+from typing import Any, NoReturn
+
+import grpc
+from google.protobuf.message import Message
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from agent import convert
+from agent.config import usable_cores
+from agent.domain import StreamEvent
+from agent.fences import AttemptOverError
+from agent.leases import NotEnoughError
+from agent.runtime import Agent, NotPreparedError, ShuttingDownError
+from agent.streams import Closed, Subscription
+from nhop.v1 import agent_pb2, agent_pb2_grpc
+
+ERROR_DOMAIN = "nhop"
+BATCH_BYTES = 1 << 20
+SUBSCRIBE_SECONDS = 30.0
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class AgentService(agent_pb2_grpc.AgentServiceServicer):
+    """One agent's service. ``task_address`` is where other tasks reach those of this host."""
+
+    def __init__(self, agent: Agent, task_address: str) -> None:
+        self._agent = agent
+        self._task_address = task_address
+        self._version = ""
+        with contextlib.suppress(metadata.PackageNotFoundError):  # run from a checkout
+            self._version = metadata.version("nhop")
+
+    async def GetInventory(  # noqa: N802
+        self, request: agent_pb2.GetInventoryRequest, context: Context
+    ) -> agent_pb2.GetInventoryResponse:
+        """What the host has, and what is leased now."""
+        agent = self._agent
+        disk = os.statvfs(agent.config.state_dir)
+        return agent_pb2.GetInventoryResponse(
+            hostname=socket.gethostname(),
+            nhop_version=self._version,
+            python_version=agent.zygote.python_version,
+            tensorflow_version=agent.zygote.tensorflow_version,
+            cpu_cores=usable_cores(),
+            slots=agent.leases.slots,
+            free_slots=max(0, agent.leases.free_slots),
+            task_address=self._task_address,
+            free_disk_bytes=disk.f_bavail * disk.f_frsize,
+            time=convert.timestamp(time.time()),
+            incarnation=agent.incarnation,
+            memory_bytes=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        )
+
+    async def PrepareAttempt(  # noqa: N802
+        self, request: agent_pb2.PrepareAttemptRequest, context: Context
+    ) -> agent_pb2.PrepareAttemptResponse:
+        """Leases slots and ports, all of them or none."""
+        async with _refusals(context):
+            attempt, requirements, timeout = convert.prepare_request(request)
+            leases = self._agent.prepare(attempt, requirements, timeout)
+        return agent_pb2.PrepareAttemptResponse(
+            leases=[convert.lease_to_pb(lease, self._task_address) for lease in leases]
+        )
+
+    async def StartAttempt(  # noqa: N802
+        self, request: agent_pb2.StartAttemptRequest, context: Context
+    ) -> agent_pb2.StartAttemptResponse:
+        """Starts the prepared tasks."""
+        async with _refusals(context):
+            attempt, spec, limits = convert.start_request(request)
+            known = self._agent.attempts.get(attempt)
+            if known is not None:
+                convert.check_cluster(spec, known.manifest.leases, self._task_address)
+            self._agent.begin(attempt, spec, limits)
+        return agent_pb2.StartAttemptResponse()
+
+    async def StopAttempt(  # noqa: N802
+        self, request: agent_pb2.StopAttemptRequest, context: Context
+    ) -> agent_pb2.StopAttemptResponse:
+        """Ends what is left of the attempt."""
+        async with _refusals(context):
+            attempt, reason = convert.stop_request(request)
+            active = self._agent.stop(attempt, reason)
+        return agent_pb2.StopAttemptResponse(was_active=active)
+
+    async def StreamEvents(  # noqa: N802
+        self, request_iterator: AsyncIterator[agent_pb2.StreamEventsRequest], context: Context
+    ) -> AsyncIterator[agent_pb2.StreamEventsResponse]:
+        """The events of a study, from where the receiver is."""
+        async with _refusals(context):
+            study, positions = convert.subscribe_request(await _first(request_iterator))
+        subscription = self._agent.subscribe(study, positions)
+        acknowledgements = asyncio.create_task(self._acknowledge(request_iterator, subscription))
+        try:
+            while events := await subscription.next_batch():
+                for message in _messages(events):
+                    yield message
+        finally:
+            self._agent.unsubscribe(subscription)
+            acknowledgements.cancel()
+            (error,) = await asyncio.gather(acknowledgements, return_exceptions=True)
+        if isinstance(error, convert.InvalidRequestError):
+            await _abort_invalid(context, error)
+        if subscription.closed is Closed.REPLACED:
+            await context.abort(grpc.StatusCode.ABORTED, subscription.closed.value)
+        elif subscription.closed is not None:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, subscription.closed.value)
+
+    async def _acknowledge(
+        self, requests: AsyncIterator[agent_pb2.StreamEventsRequest], subscription: Subscription
+    ) -> None:
+        """Takes acknowledgements until the receiver sends no more; a wrong one ends the stream."""
+        try:
+            async for request in requests:
+                if request.WhichOneof("kind") != "acknowledge":
+                    raise convert.InvalidRequestError([("kind", "must be acknowledge from the second on")])
+                positions = convert.acknowledge_request(request.acknowledge, subscription.study_id)
+                self._agent.acknowledge(subscription.study_id, positions)
+        except convert.InvalidRequestError:
+            subscription.close(Closed.INVALID)
+            raise
+
+    async def ReadLog(  # noqa: N802
+        self, request: agent_pb2.ReadLogRequest, context: Context
+    ) -> AsyncIterator[agent_pb2.ReadLogResponse]:
+        """A task's log in chunks."""
+        async with _refusals(context):
+            attempt_id, task, offset = convert.read_log_request(request)
+            attempt = self._agent.attempts.get(attempt_id)
+            if attempt is None or task not in [lease.task for lease in attempt.manifest.leases]:
+                raise NotPreparedError(f"no log of {task} of {attempt_id} is here")
+        for data in attempt.directory.read_log(task, offset):
+            yield agent_pb2.ReadLogResponse(data=data)
+
+
+async def _first(requests: AsyncIterator[agent_pb2.StreamEventsRequest]) -> agent_pb2.Subscribe:
+    problem = convert.InvalidRequestError([("subscribe", "must be the first message")])
+    try:
+        async with asyncio.timeout(SUBSCRIBE_SECONDS):
+            request = await anext(requests, None)
+    except TimeoutError:
+        raise problem from None
+    if request is None or request.WhichOneof("kind") != "subscribe":
+        raise problem
+    return request.subscribe
+
+
+def _messages(events: Iterable[StreamEvent]) -> Iterable[agent_pb2.StreamEventsResponse]:
+    """As few messages as there can be without one that is too large."""
+    message = agent_pb2.StreamEventsResponse()
+    size = 0
+    for event in events:
+        converted = convert.event_to_pb(event)
+        more = converted.ByteSize()
+        if message.events and size + more > BATCH_BYTES:
+            yield message
+            message = agent_pb2.StreamEventsResponse()
+            size = 0
+        message.events.append(converted)
+        size += more
+    yield message
+
+
+@contextlib.asynccontextmanager
+async def _refusals(context: Context) -> AsyncIterator[None]:
+    """Turns what the agent refuses into the status that the protocol promises."""
+    try:
+        yield
+    except convert.InvalidRequestError as error:
+        await _abort_invalid(context, error)
+    except NotEnoughError as error:
+        info = error_details_pb2.ErrorInfo(
+            reason=error.resource,
+            domain=ERROR_DOMAIN,
+            metadata={"wanted": str(error.wanted), "free": str(error.free)},
+        )
+        await _abort(context, code_pb2.RESOURCE_EXHAUSTED, str(error), info)
+    except AttemptOverError as error:
+        await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+    except NotPreparedError as error:
+        await context.abort(grpc.StatusCode.NOT_FOUND, str(error))
+    except ShuttingDownError as error:
+        await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+
+
+async def _abort_invalid(context: Context, error: convert.InvalidRequestError) -> NoReturn:
+    violations = [
+        error_details_pb2.BadRequest.FieldViolation(field=field, description=description)
+        for field, description in error.problems
+    ]
+    detail = error_details_pb2.BadRequest(field_violations=violations)
+    await _abort(context, code_pb2.INVALID_ARGUMENT, str(error), detail)
+
+
+async def _abort(context: Context, code: int, message: str, detail: Message) -> NoReturn:
+    status = status_pb2.Status(code=code, message=message)
+    status.details.add().Pack(detail)
+    answer = rpc_status.to_status(status)
+    await context.abort(answer.code, answer.details, answer.trailing_metadata)

@@ -1,0 +1,132 @@
+"""``nhop.run_study``: a study from a Python program."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from coordinator.config import StudyConfig, load
+from coordinator.domain import StudyState, Update
+from coordinator.errors import StudyFailedError, UsageError
+from coordinator.hosts import AgentAddress, parse_hosts
+from coordinator.launch import launch
+from coordinator.naming import new_study_id
+from coordinator.runtime import StudyResult, run_loop
+
+
+def run_study(
+    config: Mapping[str, Any] | str | Path | None = None,
+    *,
+    hosts: str | Path | Iterable[str] | None = None,
+    output: str | Path | None = None,
+    show: bool = False,
+) -> StudyResult:
+    """Runs a study to its end and returns its state and trials.
+
+    ``config`` is a mapping of configuration keys, the path of a YAML file, or None for the default
+    study. ``hosts`` is the path of a hosts file or its lines, None for this machine alone;
+    ``output`` the folder for the results, by default one named after the study; ``show`` prints
+    what happens, as the command does. Works inside a running event loop too (in Jupyter).
+
+    KeyboardInterrupt tears the study down before it is passed on. Raises ConfigError, HostsError,
+    UsageError, and StudyFailedError where the study fails.
+    """
+    loaded = load(Path(config) if isinstance(config, str) else config)
+    agents = _read_hosts(hosts)
+    folder = Path(output) if output is not None else None
+    result = _Worker(loaded, agents, folder, show=show).run()
+    if result.study.state is StudyState.FAILED:
+        raise StudyFailedError(
+            f"the study failed: {result.study.reason}; its files are in {result.directory}"
+        )
+    return result
+
+
+class _Worker:
+    """Runs the study in a thread and loop of its own, so that it works whatever the caller's thread does."""
+
+    def __init__(
+        self, config: StudyConfig, agents: tuple[AgentAddress, ...] | None, output: Path | None, *, show: bool
+    ) -> None:
+        self._config = config
+        self._agents = agents
+        self._output = output
+        self._show = show
+        self._begun = threading.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop: asyncio.Event | None = None
+        self._result: StudyResult | None = None
+        self._error: BaseException | None = None
+
+    def run(self) -> StudyResult:
+        """Waits for the study; an exception in the waiting thread stops it first."""
+        thread = threading.Thread(target=self._work, name="nhop-study")
+        thread.start()
+        try:
+            thread.join()
+        except BaseException:
+            self._begun.wait()
+            if self._loop is not None and self._stop is not None:
+                with contextlib.suppress(RuntimeError):  # it has ended meanwhile
+                    self._loop.call_soon_threadsafe(self._stop.set)
+            thread.join()
+            raise
+        if self._error is not None:
+            raise self._error
+        assert self._result is not None
+        return self._result
+
+    def _work(self) -> None:
+        try:
+            self._result = run_loop(self._main())
+        except BaseException as error:  # noqa: BLE001 - raised again in the thread that waits
+            self._error = error
+        finally:
+            self._begun.set()
+
+    async def _main(self) -> StudyResult:
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        self._begun.set()
+        study_id = new_study_id()
+        with _view(self._config, study_id, show=self._show) as observer:
+            return await launch(
+                self._config,
+                study_id=study_id,
+                output=self._output,
+                agents=self._agents,
+                observer=observer,
+                stop=self._stop,
+            )
+
+
+def _view(
+    config: StudyConfig, study_id: str, *, show: bool
+) -> AbstractContextManager[Callable[[Update], None]]:
+    if not show:
+        return _silence()
+    from rich.console import Console
+
+    from coordinator.view import watch
+
+    return watch(config.to_spec(study_id), Console())
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[Callable[[Update], None]]:
+    yield lambda update: None
+
+
+def _read_hosts(hosts: str | Path | Iterable[str] | None) -> tuple[AgentAddress, ...] | None:
+    if hosts is None:
+        return None
+    if not isinstance(hosts, str | Path):
+        return parse_hosts("\n".join(hosts), "hosts")
+    try:
+        return parse_hosts(Path(hosts).read_text(encoding="utf-8"), str(hosts))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{hosts}: the hosts file cannot be read: {error}") from error

@@ -1,0 +1,157 @@
+"""``nhop.Client``: speaks to a coordinator that serves studies (`nhop-coordinator --serve ADDRESS`)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from coordinator import convert
+from coordinator.convert_study import StudyStatus, study_from_pb, trial_from_pb, update_from_pb
+from coordinator.domain import Report, Trial
+from coordinator.errors import ConfigError, HostsError, NhopError, Problem
+from nhop.v1 import study_pb2, study_pb2_grpc
+
+
+class CoordinatorError(NhopError):
+    """The coordinator refused or failed; the message says why."""
+
+
+class UnreachableError(CoordinatorError):
+    """No coordinator answers at the address."""
+
+
+class StudyNotFoundError(CoordinatorError):
+    """The coordinator has no such study, or the study no completed trial."""
+
+
+class StudyExistsError(CoordinatorError):
+    """The study id is taken."""
+
+
+class Client:
+    """A connection to one coordinator; a context manager. ``timeout`` is in seconds, of each call."""
+
+    def __init__(self, address: str, *, timeout: float = 30.0) -> None:
+        self._address = address
+        self._timeout = timeout
+        self._channel = grpc.insecure_channel(address, options=(("grpc.enable_http_proxy", 0),))
+        self._stub = study_pb2_grpc.StudyServiceStub(self._channel)
+
+    def close(self) -> None:
+        """Ends the connection; studies go on."""
+        self._channel.close()
+
+    def submit(self, config: Mapping[str, Any] | str | Path, *, study_id: str = "") -> StudyStatus:
+        """Starts a study from a mapping of keys, YAML text, or the Path of a YAML file.
+
+        Raises ConfigError with all problems of the configuration, StudyExistsError, and
+        HostsError where the hosts could never hold a trial.
+        """
+        request = study_pb2.SubmitStudyRequest(study_id=study_id)
+        if isinstance(config, Path):
+            config = config.read_text(encoding="utf-8")
+        if isinstance(config, str):
+            request.yaml = config
+        else:
+            request.values.CopyFrom(convert.values_to_struct(config))
+        with self._errors():
+            return study_from_pb(self._stub.SubmitStudy(request, timeout=self._timeout).study)
+
+    def get(self, study_id: str) -> StudyStatus:
+        """The state of a study."""
+        request = study_pb2.GetStudyRequest(study_id=study_id)
+        with self._errors():
+            return study_from_pb(self._stub.GetStudy(request, timeout=self._timeout).study)
+
+    def list(self) -> tuple[StudyStatus, ...]:
+        """All studies since the coordinator was started, oldest first."""
+        with self._errors():
+            response = self._stub.ListStudies(study_pb2.ListStudiesRequest(), timeout=self._timeout)
+        return tuple(map(study_from_pb, response.studies))
+
+    def watch(self, study_id: str) -> Iterator[StudyStatus | Trial | Report]:
+        """What happens in a study, its state first and last; ends with the study.
+
+        Raises CoordinatorError where the caller reads too slowly.
+        """
+        call: Any = self._stub.WatchStudy(study_pb2.WatchStudyRequest(study_id=study_id))
+        try:
+            with self._errors():
+                for message in call:
+                    yield update_from_pb(message)
+        finally:
+            call.cancel()
+
+    def stop(self, study_id: str) -> StudyStatus:
+        """Stops a study; returns at once. One that has ended stays as it is."""
+        request = study_pb2.StopStudyRequest(study_id=study_id)
+        with self._errors():
+            return study_from_pb(self._stub.StopStudy(request, timeout=self._timeout).study)
+
+    def trials(self, study_id: str) -> Iterator[Trial]:
+        """All trials of a study so far, by number."""
+        request = study_pb2.ListTrialsRequest(study_id=study_id)
+        while True:
+            with self._errors():
+                response = self._stub.ListTrials(request, timeout=self._timeout)
+            yield from map(trial_from_pb, response.trials)
+            if not response.next_after_trial:
+                return
+            request.after_trial = response.next_after_trial
+
+    def best(self, study_id: str) -> Trial:
+        """The best trial so far; StudyNotFoundError where none has completed."""
+        request = study_pb2.GetBestTrialRequest(study_id=study_id)
+        with self._errors():
+            return trial_from_pb(self._stub.GetBestTrial(request, timeout=self._timeout).trial)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except grpc.RpcError as error:
+            raise self._explain(error) from error
+
+    def _explain(self, error: Any) -> NhopError:
+        message = error.details() or ""
+        match error.code():
+            case grpc.StatusCode.NOT_FOUND:
+                return StudyNotFoundError(message)
+            case grpc.StatusCode.ALREADY_EXISTS:
+                return StudyExistsError(message)
+            case grpc.StatusCode.FAILED_PRECONDITION:
+                return HostsError(message)
+            case grpc.StatusCode.UNAVAILABLE:
+                return UnreachableError(
+                    f"no coordinator answers at {self._address} ({message}); "
+                    f"start one with: nhop-coordinator --serve {self._address}"
+                )
+            case grpc.StatusCode.INVALID_ARGUMENT:
+                return _config_error(error, message)
+            case code:
+                return CoordinatorError(f"{self._address}: {message} ({code.name})")
+
+
+def _config_error(error: Any, message: str) -> NhopError:
+    status = rpc_status.from_call(error)
+    for detail in status.details if status is not None else ():
+        bad = error_details_pb2.BadRequest()
+        if detail.Unpack(bad):
+            problems = [Problem(v.field, v.description) for v in bad.field_violations]
+            return ConfigError("configuration", problems)
+    return CoordinatorError(message)

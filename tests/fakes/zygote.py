@@ -1,0 +1,199 @@
+"""A zygote without TensorFlow: forks tasks whose behaviour stands in the attempt's settings.
+
+Speaks the protocol of ``agent/zygote.py``. ``settings["script"]`` maps a task's name to what it does;
+see ``Script``. A task that is not named does what the default of its role says: the chief completes,
+the others run until they are stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nhop_models.contract import (
+    TASK_SIGNALS,
+    FailureKind,
+    Outcome,
+    RecordKind,
+    SpoolWriter,
+    TaskId,
+    TaskSpec,
+    TaskStatus,
+    lease_expired,
+)
+
+
+@dataclass(frozen=True)
+class Script:
+    """What a task does: the entries of ``settings["script"][task]``."""
+
+    reports: int = 3
+    runs_for: float | None = 0.0  # seconds; None: until it is told to end
+    ends_with: str = "COMPLETED"  # or a failure kind
+    ready: bool = True
+    log: str = ""
+    ignores: tuple[str, ...] = ()  # names of signals
+    dies_of: str = ""  # name of the signal that it sends itself at the end
+    exits: int | None = None  # exit code at the end, without an outcome
+    leaves: str = ""  # "daemon": a process in a session of its own; "child": one in its group
+    damages: bool = False  # writes garbage to its spool after the reports
+
+
+def run_task(directory: Path, task: TaskId) -> None:
+    """The life of a task; never returns."""
+    os.setsid()
+    log = os.open(directory / f"{task.file_stem}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    for target in (1, 2):
+        os.dup2(log, target)
+    signal.pthread_sigmask(signal.SIG_BLOCK, TASK_SIGNALS)
+    spec = TaskSpec.read(directory)
+    chief_or = {} if task.is_chief else {"runs_for": None, "reports": 0}
+    script = Script(**{**chief_or, **spec.settings.get("script", {}).get(str(task), {})})
+    if script.log:
+        print(script.log, flush=True)
+    _leave(script.leaves, directory)
+    spool = SpoolWriter(directory, task)
+    step, best = 0, None
+    told = False
+    if script.ready:
+        spool.append(RecordKind.READY, {})
+        pause = (script.runs_for or 0.0) / max(1, script.reports)
+        for number in range(1, script.reports + 1):
+            told = told or _wait(directory, script, pause)
+            if told:
+                break
+            step = spec.train_epoch * number // script.reports
+            loss = 1.0 / (1 + step)
+            best = loss if best is None else min(best, loss)
+            values = {"step": step, "train_loss": loss, "val_loss": None, "metrics": {"m": 0.5}}
+            spool.append(RecordKind.REPORT, values)
+    if script.damages:
+        with (directory / f"{task.file_stem}.reports").open("ab") as file:
+            file.write(b"\x05\x00\x00\x00garbage-garbage")
+    if script.runs_for is None or not script.ready:
+        while not told:
+            told = _wait(directory, script, None)
+    if not told and script.dies_of:
+        os.kill(os.getpid(), signal.Signals[script.dies_of])
+        time.sleep(60)
+    if not told and script.exits is not None:
+        os._exit(script.exits)
+    status, kind, message = TaskStatus.COMPLETED, None, ""
+    if told:
+        status = TaskStatus.STOPPED
+    elif script.ends_with != "COMPLETED":
+        status, kind, message = TaskStatus.FAILED, FailureKind[script.ends_with], "scripted failure"
+    val_loss = best if task.is_chief and not told else None
+    outcome = Outcome(status, kind, message, "", step, best, val_loss)
+    outcome.write(directory / f"{task.file_stem}.outcome.json")
+    os._exit(0)
+
+
+def _wait(directory: Path, script: Script, seconds: float | None) -> bool:
+    """Waits for a signal that is not ignored, or for the end of the lease; whether it came."""
+    end = None if seconds is None else time.monotonic() + seconds
+    while True:
+        rest = 0.2 if end is None else max(0.0, end - time.monotonic())
+        received = signal.sigtimedwait(TASK_SIGNALS, min(rest, 0.2))
+        if received is not None and signal.Signals(received.si_signo).name not in script.ignores:
+            return True
+        if lease_expired(directory):
+            return True
+        if end is not None and time.monotonic() >= end:
+            return False
+
+
+def _leave(what: str, directory: Path) -> None:
+    if not what:
+        return
+    ready, written = os.pipe()
+    if os.fork() == 0:
+        if what == "daemon":
+            os.setsid()
+            if os.fork():
+                os._exit(0)
+        (directory / "left").write_text(str(os.getpid()))
+        os.write(written, b"x")
+        time.sleep(120)
+        os._exit(0)
+    os.read(ready, 1)
+    os.close(ready)
+    os.close(written)
+
+
+def serve(channel: socket.socket, lose_fork: Path | None) -> None:
+    """Serves until the socket ends; with ``lose_fork``, dies in the middle of its first fork, once."""
+    wakeup, notify = os.pipe2(os.O_NONBLOCK)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(notify)
+
+    def send(**message: Any) -> None:
+        channel.send(json.dumps(message).encode())
+
+    send(op="ready", tensorflow="0.0.0", python="0.0.0")
+    while True:
+        readable, _, _ = select.select([channel, wakeup], [], [])
+        if wakeup in readable:
+            os.read(wakeup, 4096)
+            while True:
+                try:
+                    pid, status = os.waitpid(-1, os.WNOHANG)
+                except ChildProcessError:
+                    break
+                if pid == 0:
+                    break
+                send(op="exited", pid=pid, status=status)
+        if channel not in readable:
+            continue
+        data = channel.recv(1 << 16)
+        if not data:
+            return
+        request = json.loads(data)
+        pid = os.fork()
+        if pid == 0:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            channel.close()
+            try:
+                run_task(Path(request["directory"]), TaskId.parse(request["task"]))
+            finally:
+                os._exit(70)
+        if lose_fork is not None and not lose_fork.exists():
+            while (
+                not (Path(request["directory"]) / TaskId.parse(request["task"]).file_stem)
+                .with_suffix(".reports")
+                .exists()
+            ):
+                time.sleep(0.005)  # the child lives, and speaks
+            lose_fork.write_text(str(pid))
+            os._exit(9)
+        ticks = int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19])
+        send(op="forked", id=request["id"], pid=pid, start_ticks=ticks)
+
+
+def main() -> None:
+    """Entry point, as the real zygote's."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--fd", type=int, required=True)
+    parser.add_argument("--broken", action="store_true", help="die at once")
+    parser.add_argument("--lose-fork", type=Path, help="die during the first fork; the file marks it")
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if arguments.broken:
+        sys.exit("this zygote is broken on purpose")
+    channel = socket.socket(fileno=arguments.fd)
+    channel.set_inheritable(False)
+    serve(channel, arguments.lose_fork)
+
+
+if __name__ == "__main__":
+    main()
