@@ -48,7 +48,7 @@ lock: $(STAMP)  ## Locks the newest versions that pyproject.toml allows
 	$(BIN)/pip-compile --quiet --upgrade --extra dev --all-build-deps --allow-unsafe --generate-hashes --strip-extras \
 	  --no-header --no-annotate --no-emit-index-url --no-emit-find-links --no-emit-trusted-host -o requirements.lock pyproject.toml
 
-bench: $(STAMP)  ## Prints the figures of docs/performance.md (minutes; wants a quiet machine)
+bench: $(STAMP)  ## Measures the figures of benchmarks/README.md (some minutes; wants a quiet machine)
 	$(BIN)/python -m benchmarks
 
 clean:  ## Removes the environment and caches (never runs/)

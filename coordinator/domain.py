@@ -174,7 +174,7 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A trial as others see it; losses are None until it completed, ``seconds`` is its last attempt's wall time."""
+    """A trial as others see it; losses are None until it completed, ``seconds`` is its last attempt."""
 
     number: int
     stage: int

@@ -33,7 +33,7 @@ def show_result(study: Study, directory: Path, console: Console) -> None:
                 str(stage.budget.train_epoch),
                 describe_loss(best.loss if best else None),
                 str(best.number) if best else "-",
-                describe_parameters(best.parameters) if best else "-",
+                describe_parameters(best.parameters, study.stages[0].space) if best else "-",
             )
         console.print(table)
     counts = study.counts

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from coordinator.domain import Notice, StudySpec, Trial, TrialState, Update
-from coordinator.view.progress import Progress, describe_loss, describe_parameters, describe_seconds
+from coordinator.view.progress import Progress, describe_loss, describe_seconds
 
 REFRESHES_PER_SECOND = 4
 SHOWN_RUNNING = 8
@@ -67,7 +67,7 @@ class LiveView:
             line = Text.assemble(
                 "best ", (describe_loss(best.loss), "bold green"), f" (trial {best.number}) "
             )
-            parts.append(line.append(describe_parameters(best.parameters), style="dim"))
+            parts.append(line.append(self._progress.describe(best), style="dim"))
         parts.append(self._trials())
         return Group(*parts)
 
@@ -93,7 +93,10 @@ class LiveView:
 
     def _bar(self) -> RenderableType:
         total = max(self._progress.counts.total, 1)
-        return ProgressBar(total=total, completed=self._progress.ended, width=min(60, self._console.width))
+        width = min(60, self._console.width)
+        line = Table.grid()  # a bar alone does not end its line
+        line.add_row(ProgressBar(total=total, completed=self._progress.ended, width=width))
+        return line
 
     def _trials(self) -> RenderableType:
         table = Table.grid(padding=(0, 2))
@@ -115,9 +118,6 @@ class LiveView:
             table.add_row("", Text(f"and {hidden} more", style="dim"))
         return table
 
-    @staticmethod
-    def _row(table: Table, trial: Trial, state: Text, loss: str) -> None:
-        parameters = Text(
-            describe_parameters(trial.parameters), style="dim", no_wrap=True, overflow="ellipsis"
-        )
+    def _row(self, table: Table, trial: Trial, state: Text, loss: str) -> None:
+        parameters = Text(self._progress.describe(trial), style="dim", no_wrap=True, overflow="ellipsis")
         table.add_row(f"{trial.number:>5}", state, loss, parameters)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from types import TracebackType
 from typing import Self
@@ -9,7 +10,7 @@ from typing import Self
 from rich.console import Console
 
 from coordinator.domain import Notice, Report, Study, StudySpec, Trial, TrialState, Update
-from coordinator.view.progress import Progress, describe_loss, describe_parameters
+from coordinator.view.progress import Progress, describe_loss
 
 LOSS_LINE_SECONDS = 2.0
 """A running trial's loss is shown at most this often."""
@@ -22,7 +23,9 @@ class PlainView:
         self._progress = Progress(spec)
         self._console = console
         self._stage = 0
+        self._best: float | None = None
         self._due: dict[int, float] = {}
+        self._best = math.inf
 
     def __enter__(self) -> Self:
         return self
@@ -59,7 +62,8 @@ class PlainView:
             self._due[number] = now + LOSS_LINE_SECONDS
             steps = self._progress.steps_of(self._progress.running[number])
             self._line(
-                f"trial {number}: step {report.step} of {steps}, train_loss {describe_loss(report.train_loss)}"
+                f"trial {number}: step {report.step} of {steps}, "
+                f"train_loss {describe_loss(report.train_loss)}"
             )
 
     def _trial_line(self, trial: Trial) -> str:
@@ -69,9 +73,11 @@ class PlainView:
         elif trial.failure is not None:
             what += f" ({trial.failure.kind.value}): {trial.failure.message}"
         seconds = "" if trial.seconds is None else f" in {trial.seconds:.1f} s"
-        best = self._progress.study.best if self._progress.study else None
-        mark = ", the best so far" if best is not None and best.number == trial.number else ""
-        return f"trial {trial.number} {what}{seconds}{mark}: {describe_parameters(trial.parameters)}"
+        mark = ""
+        if trial.loss is not None and (self._best is None or trial.loss < self._best):
+            self._best = trial.loss
+            mark = ", the best so far"
+        return f"trial {trial.number} {what}{seconds}{mark}: {self._progress.describe(trial)}"
 
     def _line(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)

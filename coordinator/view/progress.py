@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from coordinator.domain import Report, Study, StudySpec, Trial, TrialCounts, TrialState, Update
+from coordinator.search.space import Space, is_fixed
 
 
 class Progress:
@@ -40,6 +41,10 @@ class Progress:
         """Global steps that a trial trains for."""
         return self.spec.stages[trial.stage - 1].train_epoch
 
+    def describe(self, trial: Trial) -> str:
+        """A trial's searched parameters in one line."""
+        return describe_parameters(trial.parameters, self.spec.space)
+
     @property
     def counts(self) -> TrialCounts:
         """Trials by state."""
@@ -72,9 +77,13 @@ class Progress:
         return max(left, 0.0)
 
 
-def describe_parameters(parameters: Mapping[str, Any]) -> str:
-    """Hyper-parameters in one line, as in ``learning_rate=0.00213 hidden_layers=6-5``."""
-    return " ".join(f"{name}={describe_value(value)}" for name, value in parameters.items())
+def describe_parameters(parameters: Mapping[str, Any], space: Space) -> str:
+    """The searched parameters in one line, as in ``learning_rate=0.00213 hidden_layers=6-5``."""
+    return " ".join(
+        f"{name}={describe_value(value)}"
+        for name, value in parameters.items()
+        if name not in space or not is_fixed(space[name])
+    )
 
 
 def describe_value(value: Any) -> str:

@@ -86,7 +86,7 @@ def test_an_address_in_use(commands):
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         agent = commands.start("nhop-agent", "--listen", address, "--state-dir", "agent")
         out, err = agent.communicate(timeout=30)
-        assert agent.returncode == 2
+        assert agent.returncode == 1
         assert address in err
         assert "Traceback" not in out + err
         check_refused(commands.coordinator("--serve", address), 2, address)

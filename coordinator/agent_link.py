@@ -1,0 +1,212 @@
+"""The coordinator's side of one agent: one channel, commands with deadlines, a heartbeat.
+
+Every command ends in an event, failures included.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import grpc
+
+from coordinator import convert
+from coordinator import events as ev
+from coordinator.domain import AttemptId, Failure, StudySpec
+from coordinator.hosts import AgentAddress, Inventory
+from coordinator.instructions import Command, PrepareAttempt, StartAttempt, StopAttempt
+from nhop.v1 import agent_pb2, agent_pb2_grpc
+from nhop_models.contract import FailureKind, TaskId
+
+Response = TypeVar("Response")
+
+CHANNEL_OPTIONS = (
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.max_receive_message_length", 16 << 20),
+)
+CALLS_AT_ONCE = 100
+RETRY_PAUSE = 0.1
+LOG_BYTES = 256 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """Limits of a link in seconds.
+
+    ``command`` is the deadline of a command with its retries, ``heartbeat`` the time between two
+    and the deadline of one, ``lost`` the time without any after which the host counts as lost.
+    """
+
+    command: float = 10.0
+    heartbeat: float = 5.0
+    lost: float = 30.0
+
+
+class HostUnreachableError(Exception):
+    """The agent does not answer; the message says why, in the user's words."""
+
+
+class AgentLink:
+    """One agent. ``name`` is what its host is called everywhere."""
+
+    def __init__(self, address: AgentAddress, patience: Patience | None = None) -> None:
+        self.address = address
+        self.name = address.name
+        self._patience = patience or Patience()
+        self._channel = grpc.aio.insecure_channel(address.target, options=CHANNEL_OPTIONS)
+        self.stub = agent_pb2_grpc.AgentServiceStub(self._channel)
+        self._calls = asyncio.Semaphore(CALLS_AT_ONCE)
+
+    async def close(self) -> None:
+        """Ends every call and the connection."""
+        await self._channel.close(None)
+
+    async def inventory(self, timeout: float = 5.0, *, wait: bool = False) -> Inventory:
+        """What the host has; raises HostUnreachableError. ``wait``: for an agent that is still starting."""
+        try:
+            message = await self.stub.GetInventory(
+                agent_pb2.GetInventoryRequest(), timeout=timeout, wait_for_ready=wait
+            )
+        except grpc.aio.AioRpcError as error:
+            raise HostUnreachableError(self._explain(error)) from error
+        return Inventory(
+            hostname=message.hostname,
+            slots=message.slots,
+            free_slots=message.free_slots,
+            cpu_cores=message.cpu_cores,
+            gpus=len(message.gpus),
+            version=message.nhop_version,
+            incarnation=message.incarnation,
+        )
+
+    # --- commands -----------------------------------------------------------------------------
+
+    async def execute(self, command: Command, spec: StudySpec) -> ev.AttemptEvent:
+        """Does what the machine wants; the outcome is an event in any case."""
+        match command:
+            case PrepareAttempt():
+                return await self._prepare(command)
+            case StartAttempt():
+                return await self._start(command, spec)
+            case StopAttempt():
+                return await self._stop(command)
+
+    async def _prepare(self, command: PrepareAttempt) -> ev.AttemptEvent:
+        attempt, host = command.attempt, command.host
+        try:
+            response = await self._call(self.stub.PrepareAttempt, convert.prepare_to_pb(command))
+            addresses = convert.addresses_from_pb(response)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
+                return ev.PrepareRefused(attempt, host, error.details() or "no free slots")
+            return ev.PrepareFailed(attempt, host, self._failure(error))
+        except convert.ProtocolError as error:
+            return ev.PrepareFailed(attempt, host, Failure(FailureKind.INTERNAL, f"{host}: {error}"))
+        missing = [str(task) for task in command.tasks if command.ports and task not in addresses]
+        if missing:
+            message = f"{host} leased no port for {', '.join(missing)}"
+            return ev.PrepareFailed(attempt, host, Failure(FailureKind.INTERNAL, message))
+        return ev.PrepareSucceeded(attempt, host, addresses)
+
+    async def _start(self, command: StartAttempt, spec: StudySpec) -> ev.AttemptEvent:
+        cluster = spec.cluster
+        try:
+            request = convert.start_to_pb(command, spec.training, spec.limits, cluster.ps, cluster.workers)
+            await self._call(self.stub.StartAttempt, request)
+        except grpc.aio.AioRpcError as error:
+            return ev.StartFailed(command.attempt, command.host, self._failure(error))
+        return ev.StartSucceeded(command.attempt, command.host)
+
+    async def _stop(self, command: StopAttempt) -> ev.AttemptEvent:
+        try:
+            response = await self._call(self.stub.StopAttempt, convert.stop_to_pb(command))
+        except grpc.aio.AioRpcError as error:
+            return ev.StopFailed(command.attempt, command.host, self._failure(error))
+        return ev.StopAnswered(command.attempt, command.host, response.was_active)
+
+    async def _call(self, method: Callable[..., Awaitable[Response]], request: Any) -> Response:
+        """One call within the command deadline; only UNAVAILABLE is tried again, all calls are idempotent."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._patience.command
+        async with self._calls:
+            while True:
+                try:
+                    return await method(request, timeout=max(deadline - loop.time(), 0.001))
+                except grpc.aio.AioRpcError as error:
+                    late = loop.time() + RETRY_PAUSE >= deadline
+                    if error.code() is not grpc.StatusCode.UNAVAILABLE or late:
+                        raise
+                await asyncio.sleep(RETRY_PAUSE)
+
+    # --- heartbeat ----------------------------------------------------------------------------
+
+    async def watch(self) -> AsyncIterator[ev.HostLost | ev.HostFound]:
+        """Says when the host is lost, and when it is back.
+
+        A heartbeat of our own, since an agent whose event loop hangs still answers pings.
+        """
+        loop = asyncio.get_running_loop()
+        beat = self._patience.heartbeat
+        heard = loop.time()
+        lost = False
+        while True:
+            await asyncio.sleep(beat)
+            try:
+                await self.inventory(timeout=beat)
+            except HostUnreachableError as error:
+                silent = loop.time() - heard
+                if not lost and silent >= self._patience.lost:
+                    lost = True
+                    yield ev.HostLost(self.name, f"no answer for {silent:.0f} s ({error})")
+                continue
+            heard = loop.time()
+            if lost:
+                lost = False
+                yield ev.HostFound(self.name)
+
+    # --- logs ---------------------------------------------------------------------------------
+
+    async def read_log(self, attempt: AttemptId, task: TaskId) -> bytes | None:
+        """The end of a task's log, at most 256 KiB; None where the agent does not have it."""
+        request = agent_pb2.ReadLogRequest(
+            attempt=convert.attempt_to_pb(attempt), task=convert.task_to_pb(task), offset=-LOG_BYTES
+        )
+        data = bytearray()
+        with contextlib.suppress(grpc.aio.AioRpcError):  # a log is a help for people: its loss is no failure
+            async for part in self.stub.ReadLog(request, timeout=self._patience.command):
+                data += part.data
+            return bytes(data)
+        return bytes(data) or None
+
+    # --- errors -------------------------------------------------------------------------------
+
+    def _failure(self, error: grpc.aio.AioRpcError) -> Failure:
+        match error.code():
+            case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.DEADLINE_EXCEEDED | grpc.StatusCode.CANCELLED:
+                kind = FailureKind.HOST_LOST
+            case grpc.StatusCode.RESOURCE_EXHAUSTED | grpc.StatusCode.NOT_FOUND:
+                kind = FailureKind.RESOURCES
+            case _:
+                kind = FailureKind.INTERNAL
+        return Failure(kind, f"{self.name}: {self._explain(error)}")
+
+    def _explain(self, error: grpc.aio.AioRpcError) -> str:
+        details = error.details() or ""
+        match error.code():
+            case grpc.StatusCode.UNAVAILABLE if "refused" in details or "No such file" in details:
+                return f"no agent listens there; start one with: nhop-agent --listen {self.address.target}"
+            case grpc.StatusCode.DEADLINE_EXCEEDED:
+                return "no answer in time; is the agent stuck, or the host overloaded?"
+            case grpc.StatusCode.UNIMPLEMENTED:
+                return "what listens there is not an nhop-agent of this version"
+            case code:
+                return f"{details} ({code.name})"

@@ -1,0 +1,301 @@
+"""A configuration as it resolves: every key checked against the others, every default filled in."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import secrets
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from coordinator.config.dimensions import SpaceReader
+from coordinator.config.keys import WITHOUT_EFFECT, ClusterKeys, Keys
+from coordinator.config.render import render
+from coordinator.config.source import Document, apply_overrides, read_file, read_mapping, read_text
+from coordinator.domain import Cluster, Limits, Objective, StageBudget, StudySpec, Training
+from coordinator.errors import ConfigError, Problem
+from coordinator.search.space import Space, space_to_json
+
+SETTINGS = (
+    "load_data", "load_data_dir", "nn_dimensions", "data_instances", "data_features", "power_method",
+    "add_cosine", "add_noise", "rnn_max_seq_length", "rnn_state_dim", "seed",
+)  # fmt: skip
+"""Keys that models read."""
+
+_DEFAULT_OUTPUTS = 1
+_DATA_SUFFIXES = (".csv", ".npz")
+
+
+@dataclass(frozen=True, slots=True)
+class StudyConfig:
+    """A valid configuration: ``keys`` has no default left open, ``notes`` are for the user."""
+
+    keys: Keys
+    space: Space
+    cluster: Cluster
+    stages: tuple[StageBudget, ...]
+    seed: int
+    notes: tuple[str, ...] = ()
+
+    def to_spec(self, study_id: str, seed: int | None = None) -> StudySpec:
+        """Makes the study; ``seed`` in place of the configuration's."""
+        keys = self.keys
+        seed = self.seed if seed is None else seed
+        values = keys.model_dump(mode="json", include=set(SETTINGS))
+        return StudySpec(
+            study_id=study_id,
+            seed=seed,
+            stages=self.stages,
+            space=self.space,
+            cluster=self.cluster,
+            training=Training(
+                model=keys.nn_model,
+                settings={name: values[name] for name in SETTINGS} | {"seed": seed},
+                train_tolerance=keys.train_tolerance,
+                python_path=keys.python_path or (),
+                working_directory=str(Path.cwd()),
+                sync_replicas=keys.sync_replicas,
+                report_interval=keys.report_interval,
+            ),
+            objective=Objective(keys.objective),
+            opt_tolerance=keys.opt_tolerance,
+            narrow_factor=keys.narrow_factor,
+            parallel_trials=keys.parallel_trials,
+            max_attempts=keys.max_attempts,
+            time_budget=keys.time_budget,
+            limits=Limits(keys.start_limit, keys.stop_grace, keys.terminate_grace, keys.run_limit),
+        )
+
+    def to_yaml(self) -> str:
+        """Writes the configuration out, with comments; reading it gives the same study."""
+        return render(self.keys, space_to_json(self.space))
+
+
+def load(
+    source: Path | Mapping[str, Any] | str | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    name: str | None = None,
+) -> StudyConfig:
+    """Reads a configuration: a YAML file, a mapping, YAML text, or None for the default study.
+
+    ``overrides`` are ``KEY=VALUE`` texts put over it; ``name`` is what messages call it. Raises
+    ConfigError with all problems at once.
+    """
+    match source:
+        case Path():
+            document = read_file(source)
+        case str():
+            document = read_text(source, name or "configuration")
+        case None:
+            document = Document(name or "configuration")
+        case _:
+            document = read_mapping(source, name or "configuration")
+    apply_overrides(document, overrides)
+    return _Resolver(document, source).resolve()
+
+
+class _Resolver:
+    """Checks one document and fills in what it leaves open."""
+
+    def __init__(self, document: Document, source: Path | Mapping[str, Any] | str | None) -> None:
+        self._document = document
+        self._data = document.data
+        self._folder = source.absolute().parent if isinstance(source, Path) else Path.cwd()
+        self._from_program = isinstance(source, Mapping)
+        self._wrong: set[str] = set()
+        self._notes: list[str] = []
+
+    def resolve(self) -> StudyConfig:
+        """Returns the configuration; ConfigError with all problems."""
+        keys = self._validate()
+        space = SpaceReader(self._document).read(keys)
+        cluster = self._cluster(keys)
+        dimensions, features = self._dimensions(keys)
+        location = self._data_file(keys)
+        stages = keys.opt_stages or ((keys.train_epoch, keys.opt_epoch),)
+        self._note()
+        if self._document.problems:
+            raise ConfigError(self._document.name, _in_order(self._document.problems))
+        seed = secrets.randbelow(2**31) if keys.seed is None else keys.seed
+        resolved = keys.model_copy(
+            update={
+                "seed": seed,
+                "opt_stages": stages,
+                "cluster": ClusterKeys(ps=cluster.ps, workers=cluster.workers),
+                "nn_dimensions": dimensions,
+                "data_features": features,
+                "load_data_dir": location,
+                "python_path": self._python_path(keys),
+            }
+        )
+        return StudyConfig(
+            keys=resolved,
+            space=space,
+            cluster=cluster,
+            stages=tuple(StageBudget(*stage) for stage in stages),
+            seed=seed,
+            notes=tuple(self._notes),
+        )
+
+    def _validate(self) -> Keys:
+        """Returns the keys; those that were wrong have their defaults, and are in ``_wrong``."""
+        try:
+            return Keys.model_validate(self._data)
+        except ValidationError as failure:
+            for error in failure.errors(include_url=False):
+                path = tuple(error["loc"])
+                self._wrong.add(str(path[0]))
+                self._problem(*path, message=_message(error, path))
+        return Keys.model_validate({k: v for k, v in self._data.items() if k not in self._wrong})
+
+    def _problem(self, *path: str | int, message: str) -> None:
+        self._document.problems.append(self._document.problem(path, message))
+
+    def _given(self, *names: str) -> bool:
+        """Whether all these keys are in the document, and right."""
+        return all(self._data.get(name) is not None and name not in self._wrong for name in names)
+
+    def _cluster(self, keys: Keys) -> Cluster:
+        ps, workers = keys.cluster.ps, keys.cluster.workers
+        written = self._data.get("cluster")
+        explicit = written if isinstance(written, dict) and self._given("cluster") else {}
+        for key, role, hosts in (
+            ("ps_hosts", "ps", keys.ps_hosts),
+            ("worker_hosts", "workers", keys.worker_hosts),
+        ):
+            if hosts is None:
+                continue
+            if role == "workers" and not hosts:
+                self._problem(key, message="must name at least one worker")
+            elif role in explicit and explicit[role] != len(hosts):
+                self._problem(
+                    key, message=f"names {len(hosts)}, but cluster.{role} is {explicit[role]}: leave one out"
+                )
+            elif role == "ps":
+                ps = len(hosts)
+            else:
+                workers = len(hosts)
+            self._notes.append(f"{key}: only the number of addresses is used; agents choose the ports")
+        if ps == 0 and workers > 1:
+            if "workers" in explicit or keys.worker_hosts is not None:
+                place = ("cluster", "workers") if "workers" in explicit else ("worker_hosts",)
+                self._problem(
+                    *place,
+                    message=f"{workers} workers need a parameter server: set cluster.ps to 1 or more, or "
+                    "cluster.workers to 1 (parallel_trials sets how many trials run at once)",
+                )
+            workers = 1
+        return Cluster(ps, workers)
+
+    def _dimensions(self, keys: Keys) -> tuple[tuple[int, int] | None, int]:
+        dimensions, features = keys.nn_dimensions, keys.data_features
+        if keys.nn_model != "Regressor" or "nn_dimensions" in self._wrong:
+            return dimensions, features
+        if dimensions is not None and dimensions[1] != _DEFAULT_OUTPUTS:
+            self._problem("nn_dimensions", message=f"the Regressor has 1 output, not {dimensions[1]}")
+        if keys.load_data:
+            return dimensions, features
+        if dimensions is None:
+            return (features, _DEFAULT_OUTPUTS), features
+        if self._given("data_features") and dimensions[0] != features:
+            self._problem(
+                "nn_dimensions",
+                message=f"has {dimensions[0]} inputs, but data_features is {features}: leave one of them out",
+            )
+        return dimensions, dimensions[0]
+
+    def _data_file(self, keys: Keys) -> str | None:
+        key = "load_data_dir"
+        if not keys.load_data:
+            if self._given(key):
+                self._notes.append("load_data_dir has no effect: load_data is false")
+            return None
+        if keys.load_data_dir is None:
+            if key not in self._wrong and keys.nn_model == "Regressor":
+                self._problem("load_data", message="needs load_data_dir: the CSV or NPZ file to read")
+            return None
+        folder = Path.cwd() if self._document.origin((key,)).override is not None else self._folder
+        location = Path(os.path.normpath(folder / Path(keys.load_data_dir).expanduser()))
+        problem = _why_unreadable(location, named_by_class=keys.nn_model != "Regressor")
+        if problem:
+            self._problem(key, message=f"{location}: {problem}")
+        return str(location)
+
+    def _python_path(self, keys: Keys) -> tuple[str, ...]:
+        if keys.python_path is not None:
+            found = [
+                os.path.normpath(self._folder / Path(folder).expanduser()) for folder in keys.python_path
+            ]
+        elif self._from_program:
+            found = [str(Path.cwd()), str(Path(sys.path[0]).absolute()) if sys.path and sys.path[0] else ""]
+        else:
+            found = [str(self._folder), str(Path.cwd())]
+        return tuple(dict.fromkeys(folder for folder in found if Path(folder).is_dir()))
+
+    def _note(self) -> None:
+        for key, why in WITHOUT_EFFECT.items():
+            if key in self._data:
+                self._notes.append(f"{key} has no effect: {why}")
+        if self._data.get("opt_stages"):
+            self._notes += [
+                f"{key} has no effect: opt_stages is given"
+                for key in ("train_epoch", "opt_epoch")
+                if key in self._data
+            ]
+        fixed = self._data.get("hidden_layers")
+        if isinstance(fixed, dict) and "layers" in fixed and self._given("nodes_per_layer"):
+            self._notes.append("nodes_per_layer has no effect: hidden_layers gives the layers")
+        if self._data.get("add_cosine") is True and self._data.get("power_method") is not True:
+            self._notes.append("add_cosine has no effect: without power_method the cosine is always taken")
+
+
+def _why_unreadable(location: Path, *, named_by_class: bool) -> str | None:
+    try:
+        if not location.exists():
+            return "does not exist"
+        if named_by_class:  # a class of the user's reads what it likes
+            return None
+        if location.is_dir():
+            return "is a folder: name the CSV or NPZ file in it"
+        if location.suffix.lower() not in _DATA_SUFFIXES:
+            return "must be a .csv or .npz file"
+        if not os.access(location, os.R_OK):
+            return "cannot be read: permission denied"
+    except (OSError, ValueError) as error:
+        return f"cannot be read: {error}"
+    return None
+
+
+def _message(error: Any, path: tuple[str | int, ...]) -> str:
+    if error["type"] == "extra_forbidden":
+        return _unknown(path)
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"])
+    if error["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        return "must be a mapping, as in {ps: 1, workers: 2}"
+    return str(error["msg"])
+
+
+def _unknown(path: tuple[str | int, ...]) -> str:
+    model: type[BaseModel] = Keys if len(path) == 1 else ClusterKeys
+    known = list(model.model_fields)
+    name = str(path[-1])
+    near = difflib.get_close_matches(name.lower(), known, 1, cutoff=0.5)
+    if not near:
+        near = [key for key in known if key.startswith(name.lower()) or name.lower().startswith(key)][:1]
+    if near:
+        return f"unknown key; did you mean {near[0]}?"
+    if len(path) == 1:
+        return "unknown key; a model's own hyper-parameters go under search_space"
+    return f"unknown key; there are {', '.join(known)}"
+
+
+def _in_order(problems: Sequence[Problem]) -> list[Problem]:
+    """Returns the problems by line, those of overrides last, each once."""
+    return sorted(dict.fromkeys(problems), key=lambda problem: (problem.line is None, problem.line or 0))

@@ -1,0 +1,200 @@
+"""The events of one study on one agent: resumed by number, acknowledged after the commit."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import grpc
+
+from coordinator import convert
+from coordinator import events as ev
+from coordinator.agent_link import AgentLink, HostUnreachableError
+from coordinator.domain import AttemptId, Report
+from coordinator.errors import StudyFailedError
+from nhop.v1 import agent_pb2
+
+_log = logging.getLogger(__name__)
+
+Source = tuple[AttemptId, str]
+
+UNCOMMITTED_BATCHES = 4
+"""Batches of a stream that may wait for their commit; then the stream is not read on."""
+
+PAUSES = (0.05, 2.0)
+"""Seconds until a broken stream is tried again: at first, and at most (doubled each time)."""
+
+STRANGE_FAILURES = 10
+"""Failures in a row that are not UNAVAILABLE, without an event between them, that end the study."""
+
+CLOSE_LIMIT = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one message brought; ``positions`` is to be acknowledged when all of it is committed."""
+
+    stream: EventStream
+    reports: tuple[Report, ...]
+    events: tuple[ev.AttemptEvent, ...]
+    positions: Mapping[Source, int]
+
+    @property
+    def ended(self) -> frozenset[AttemptId]:
+        """Attempts that have ended on the host: the agent forgets them once this is acknowledged."""
+        return frozenset(event.attempt for event in self.events if isinstance(event, ev.AttemptEnded))
+
+
+class EventStream:
+    """Follows one study on one agent until cancelled; hands each new event over once and in order."""
+
+    def __init__(self, link: AgentLink, study_id: str, deliver: Callable[[Batch], None]) -> None:
+        self.link = link
+        self._study_id = study_id
+        self._deliver = deliver
+        self._received: dict[Source, int] = {}
+        self._committed: dict[Source, int] = {}
+        self._unsent: dict[Source, int] = {}
+        self._wake = asyncio.Event()
+        self._closing = False
+        self._room = asyncio.Semaphore(UNCOMMITTED_BATCHES)
+
+    async def run(self) -> None:
+        """Reads until ``finish``; raises StudyFailedError where the agent cannot be understood."""
+        first, longest = PAUSES
+        pause, failures = first, 0
+        while not self._closing:
+            before = dict(self._received)
+            error = await self._follow()
+            if error is None or self._closing:
+                return
+            if self._received != before:
+                pause, failures = first, 0
+            if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
+                failures += 1
+                hopeless = (
+                    grpc.StatusCode.ABORTED,
+                    grpc.StatusCode.INVALID_ARGUMENT,
+                    grpc.StatusCode.UNIMPLEMENTED,
+                )
+                if error.code() in hopeless or failures >= STRANGE_FAILURES:
+                    raise StudyFailedError(
+                        f"{self.link.name}: the event stream failed: {error.details()} ({error.code().name})"
+                    )
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, longest)
+
+    def acknowledge(self, positions: Mapping[Source, int], ended: frozenset[AttemptId]) -> None:
+        """Tells the agent that events up to ``positions`` are committed; drops what is known of ``ended``."""
+        self._unsent.update(positions)
+        self._committed.update(positions)
+        if ended:
+            # Should this acknowledgement get lost, the agent sends these events once more, they are
+            # refused as late ones, and acknowledged again.
+            for table in (self._received, self._committed):
+                for source in [source for source in table if source[0] in ended]:
+                    del table[source]
+        self._wake.set()
+
+    def release(self) -> None:
+        """One batch is through: there is room for another."""
+        self._room.release()
+
+    def finish(self) -> None:
+        """Sends what is to be acknowledged; ``run`` returns once the agent has taken it."""
+        self._closing = True
+        self._wake.set()
+
+    # --- one connection -----------------------------------------------------------------------
+
+    async def _follow(self) -> grpc.aio.AioRpcError | None:
+        """One subscription; the error that ended it, None where ``finish`` did."""
+        # The stubs do not know the write and read style.
+        call = cast("Any", self.link.stub).StreamEvents()
+        work: list[asyncio.Task[None]] = []
+        try:
+            await call.write(self._subscription())
+            self._unsent = {**self._committed, **self._unsent}
+            self._wake.set()
+            reading = asyncio.create_task(self._read(call))
+            sending = asyncio.create_task(self._send_acknowledgements(call))
+            work = [reading, sending]
+            await asyncio.wait(work, return_when=asyncio.FIRST_COMPLETED)
+            if not reading.done() and sending.exception() is None:
+                return None
+            await reading
+        except grpc.aio.AioRpcError as error:
+            return error
+        except asyncio.InvalidStateError:
+            return await _status(call)
+        finally:
+            for task in work:
+                task.cancel()
+            await asyncio.gather(*work, return_exceptions=True)
+            call.cancel()
+        return await _status(call)
+
+    async def _read(self, call: Any) -> None:
+        async for response in call:
+            await self._take(response)
+
+    def _subscription(self) -> agent_pb2.StreamEventsRequest:
+        subscribe = agent_pb2.Subscribe(study_id=self._study_id, positions=_positions(self._received))
+        return agent_pb2.StreamEventsRequest(subscribe=subscribe)
+
+    async def _send_acknowledgements(self, call: Any) -> None:
+        """Until ``finish``; a broken call ends it too, and the reader then says why."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            unsent, self._unsent = self._unsent, {}
+            if unsent:
+                acknowledge = agent_pb2.Acknowledge(positions=_positions(unsent))
+                await call.write(agent_pb2.StreamEventsRequest(acknowledge=acknowledge))
+            if self._closing:
+                # An answer on the same connection: the agent has got what was sent before it.
+                with contextlib.suppress(HostUnreachableError):
+                    await self.link.inventory(timeout=CLOSE_LIMIT)
+                return
+
+    async def _take(self, response: agent_pb2.StreamEventsResponse) -> None:
+        fresh: list[agent_pb2.Event] = []
+        positions: dict[Source, int] = {}
+        for message in response.events:
+            source = (convert.attempt_from_pb(message.attempt), message.source)
+            known = self._received.get(source, 0)
+            positions[source] = max(known, message.sequence)
+            if message.sequence <= known:
+                continue
+            if message.sequence != known + 1:
+                _log.warning(
+                    "%s: event %d of %s %s came after %d: the agent has lost events",
+                    *(self.link.name, message.sequence, *source, known),
+                )
+            self._received[source] = message.sequence
+            fresh.append(message)
+        try:
+            reports, events = convert.events_from_pb(self.link.name, fresh)
+        except convert.ProtocolError as error:
+            raise StudyFailedError(f"{self.link.name}: {error}") from error
+        await self._room.acquire()
+        self._deliver(Batch(self, tuple(reports), tuple(events), positions))
+
+
+def _positions(table: Mapping[Source, int]) -> list[agent_pb2.Position]:
+    return [
+        agent_pb2.Position(attempt=convert.attempt_to_pb(attempt), source=source, sequence=sequence)
+        for (attempt, source), sequence in table.items()
+    ]
+
+
+async def _status(call: Any) -> grpc.aio.AioRpcError:
+    """Why a call has ended, as an error even where its status is OK."""
+    code, details = await call.code(), await call.details()
+    if code is grpc.StatusCode.OK:
+        code, details = grpc.StatusCode.UNAVAILABLE, "the agent ended the stream"
+    return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), details, None)

@@ -1,0 +1,204 @@
+"""What can happen to a study: the inputs of the machine, in the past tense.
+
+Every effect's outcome comes back as one of these, failures included. Reports are not
+among them: they change no state and go from the agents to the store and the observers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from coordinator.domain import AttemptId, Failure, StopReason, StudyState, TaskResult
+from nhop_models.contract import TaskId
+
+
+@dataclass(frozen=True, slots=True)
+class StudyBegun:
+    """The hosts are known, the study may place its first trials."""
+
+
+@dataclass(frozen=True, slots=True)
+class StopRequested:
+    """The user or a client wants the study to end; ``reason`` is shown."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StudyAborted:
+    """The study ends now, in ``state``, whatever still runs: a defect, or a stop that took too long."""
+
+    state: StudyState
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ShareChanged:
+    """How many slots the study may use at once, of all hosts together; None: all that there are.
+
+    ``crowded``: other studies wait for a slot, so that one given back is theirs first.
+    """
+
+    slots: int | None
+    crowded: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class HostLost:
+    """A host has been out of reach for too long."""
+
+    host: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class HostFound:
+    """A lost host answers again."""
+
+    host: str
+
+
+@dataclass(frozen=True, slots=True)
+class SlotsReleased:
+    """Another study has given back slots of this host."""
+
+    host: str
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptEvent:
+    """Something that happened to one attempt on one host."""
+
+    attempt: AttemptId
+    host: str
+
+
+@dataclass(frozen=True, slots=True)
+class PrepareSucceeded(AttemptEvent):
+    """The host has leased; ``addresses`` holds ``host:port`` of the tasks that need a port."""
+
+    addresses: Mapping[TaskId, str]
+
+
+@dataclass(frozen=True, slots=True)
+class PrepareRefused(AttemptEvent):
+    """The host has no free slots or ports now: others use it too."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PrepareFailed(AttemptEvent):
+    """The host could not lease for another reason."""
+
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
+class StartSucceeded(AttemptEvent):
+    """The host starts its tasks."""
+
+
+@dataclass(frozen=True, slots=True)
+class StartFailed(AttemptEvent):
+    """The host did not start its tasks, or it is not known whether it did."""
+
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
+class StopAnswered(AttemptEvent):
+    """The host stops what is left; ``was_active``: something was left."""
+
+    was_active: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StopFailed(AttemptEvent):
+    """The host could not be told to stop."""
+
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
+class TaskStarted(AttemptEvent):
+    """A task was forked."""
+
+    task: TaskId
+
+
+@dataclass(frozen=True, slots=True)
+class TaskReady(AttemptEvent):
+    """A task is about to make its first step."""
+
+    task: TaskId
+
+
+@dataclass(frozen=True, slots=True)
+class TaskEnded(AttemptEvent):
+    """A task is gone and reaped."""
+
+    task: TaskId
+    result: TaskResult
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptEnded(AttemptEvent):
+    """Nothing of the attempt is left on the host; its slots and ports are free."""
+
+    reason: StopReason
+
+
+# --- timers: what the machine asked to be told, and when --------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class TimeBudgetTimer:
+    """The study's time is used up."""
+
+
+@dataclass(frozen=True, slots=True)
+class BackOffTimer:
+    """A host that refused may be asked again."""
+
+    host: str
+    refusals: int
+
+
+@dataclass(frozen=True, slots=True)
+class StopTimer:
+    """An attempt should have ended on this host by now."""
+
+    attempt: AttemptId
+    host: str
+
+
+@dataclass(frozen=True, slots=True)
+class HostsGoneTimer:
+    """No host has been reachable for too long; ``since`` identifies the outage."""
+
+    since: float
+
+
+Timer = TimeBudgetTimer | BackOffTimer | StopTimer | HostsGoneTimer
+
+
+@dataclass(frozen=True, slots=True)
+class TimerFired:
+    """The time of a timer has come."""
+
+    timer: Timer
+
+
+StudyEvent = (
+    StudyBegun
+    | StopRequested
+    | StudyAborted
+    | ShareChanged
+    | HostLost
+    | HostFound
+    | SlotsReleased
+    | TimerFired
+)
+Event = StudyEvent | AttemptEvent

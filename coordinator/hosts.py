@@ -1,0 +1,133 @@
+"""Agents to use: the hosts file, and whether what it lists can be used."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from coordinator.errors import HostsError, UsageError
+
+DEFAULT_PORT = 7001
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+NEEDS_TLS = (
+    "only loopback addresses and unix: sockets can be used: other hosts need TLS, which this version does "
+    "not have. An SSH tunnel to a loopback port is a way until then"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class AgentAddress:
+    """One agent; ``slots`` and ``gpus`` None: all that it has, ``name``: as in trials and messages."""
+
+    target: str
+    slots: int | None = None
+    gpus: int | None = None
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            object.__setattr__(self, "name", self.target)
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """What an agent says that its host has."""
+
+    hostname: str
+    slots: int
+    free_slots: int
+    cpu_cores: int
+    gpus: int
+    version: str
+    incarnation: str
+
+
+def parse_hosts(text: str, source: str) -> tuple[AgentAddress, ...]:
+    """Reads a hosts file: ``host[:port] [slots=N] [gpus=N]`` or ``unix:/path`` a line, ``#`` comments.
+
+    Raises UsageError with all problems at once, each with its line.
+    """
+    addresses: list[AgentAddress] = []
+    problems: list[str] = []
+    lines: dict[str, int] = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        words = re.split(r"(?:^|\s)#", line, maxsplit=1)[0].split()
+        if not words:
+            continue
+        try:
+            address = _parse_line(words)
+        except ValueError as error:
+            problems.append(f"{source}:{number}: {error}")
+            continue
+        first = lines.setdefault(_same(address.target), number)
+        if first != number:
+            problems.append(f"{source}:{number}: {address.target} is listed already, in line {first}")
+            continue
+        addresses.append(address)
+    if not addresses and not problems:
+        problems.append(f"{source}: lists no host; write one 'host[:port] [slots=N] [gpus=N]' a line")
+    if problems:
+        raise UsageError("\n".join(problems))
+    return tuple(addresses)
+
+
+def parse_address(text: str) -> str:
+    """The gRPC target of ``host[:port]`` (IPv6 in brackets) or ``unix:/path``.
+
+    Raises ValueError for anything else, and for hosts that are not this machine.
+    """
+    if text.startswith("unix:"):
+        if not text.removeprefix("unix:"):
+            raise ValueError(f"{text!r} has no path; write unix:/path/to/socket")
+        return text
+    match = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]]+)(?::(.*))?", text)
+    if match is None:
+        raise ValueError(f"{text!r} is not host[:port]; an IPv6 address is written in brackets: [::1]:7001")
+    host, port = match[1], match[2] if match[2] is not None else str(DEFAULT_PORT)
+    if not re.fullmatch(r"[0-9]{1,5}", port) or not 1 <= int(port) <= 65535:
+        raise ValueError(f"the port of {text!r} must be a number from 1 to 65535")
+    if host.strip("[]").lower() not in LOOPBACK:
+        raise ValueError(f"{host}: {NEEDS_TLS}")
+    return f"{host}:{int(port)}"
+
+
+def _parse_line(words: Sequence[str]) -> AgentAddress:
+    options: dict[str, int] = {}
+    for word in words[1:]:
+        key, _, value = word.partition("=")
+        if key not in ("slots", "gpus"):
+            raise ValueError(f"unknown word {word!r}; a line is 'host[:port] [slots=N] [gpus=N]'")
+        if key in options:
+            raise ValueError(f"{key} is given twice")
+        least = 1 if key == "slots" else 0
+        if not re.fullmatch(r"[0-9]{1,6}", value) or int(value) < least:
+            raise ValueError(f"{key} must be a whole number, at least {least}, not {value!r}")
+        options[key] = int(value)
+    return AgentAddress(parse_address(words[0]), options.get("slots"), options.get("gpus"))
+
+
+def _same(target: str) -> str:
+    """One spelling for all names of the same agent."""
+    host, _, port = target.rpartition(":")
+    return target if target.startswith("unix:") else f"{LOOPBACK[0] if _is_ipv4(host) else host}:{port}"
+
+
+def _is_ipv4(host: str) -> bool:
+    return host.lower() in ("localhost", "127.0.0.1")
+
+
+def usable_slots(inventories: Mapping[AgentAddress, Inventory]) -> dict[str, int]:
+    """Slots to use of each host; raises HostsError where the hosts file asks for more than there is."""
+    problems = []
+    for address, inventory in inventories.items():
+        if address.slots is not None and address.slots > inventory.slots:
+            problems.append(
+                f"{address.name}: slots={address.slots}, but its agent has {inventory.slots}; "
+                f"lower it, or start the agent with --slots {address.slots}"
+            )
+        if address.gpus is not None and address.gpus > inventory.gpus:
+            problems.append(f"{address.name}: gpus={address.gpus}, but its agent has {inventory.gpus}")
+    if problems:
+        raise HostsError("\n".join(problems))
+    return {a.name: i.slots if a.slots is None else a.slots for a, i in inventories.items()}

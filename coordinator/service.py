@@ -1,0 +1,252 @@
+"""StudyService over gRPC, and the server that keeps serving it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import stat
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, cast
+
+import grpc
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from grpc_status import rpc_status
+
+from coordinator import convert
+from coordinator.agent_link import AgentLink
+from coordinator.config import load
+from coordinator.convert_study import study_to_pb, trial_to_pb, update_to_pb
+from coordinator.errors import ConfigError, HostsError, NhopError, Problem, UsageError
+from coordinator.hosts import AgentAddress, parse_address
+from coordinator.manager import ManagedStudy, StudyExistsError, StudyManager
+from coordinator.private_agent import PrivateAgent, usable_cores
+from coordinator.runtime import LAST_MOMENT, StopSignal, close_links, connect
+from nhop.v1 import study_pb2, study_pb2_grpc
+
+SERVICE = study_pb2.DESCRIPTOR.services_by_name["StudyService"].full_name
+PAGE_LIMIT = 1000
+PRIVATE_SLOTS = 64
+"""Workers of one trial that a served coordinator's private agent can hold; cores limit what runs at once."""
+
+SERVER_OPTIONS = (
+    ("grpc.so_reuseport", 0),
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+)
+ENDING = "the coordinator ends"
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class StudyService(study_pb2_grpc.StudyServiceServicer):
+    """What programs ask of a coordinator."""
+
+    def __init__(self, manager: StudyManager) -> None:
+        self._manager = manager
+
+    async def SubmitStudy(  # noqa: N802
+        self, request: study_pb2.SubmitStudyRequest, context: Context
+    ) -> study_pb2.SubmitStudyResponse:
+        """Starts a study."""
+        try:
+            if request.WhichOneof("config") == "values":
+                source: Any = convert.values_from_struct(request.values)
+            else:
+                source = request.yaml
+            config = await asyncio.to_thread(load, source, name="request")
+            managed = self._manager.submit(config, request.study_id)
+        except ConfigError as error:
+            await _refuse(context, error)
+        except StudyExistsError as error:
+            await context.abort(grpc.StatusCode.ALREADY_EXISTS, str(error))
+        except HostsError as error:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+        except NhopError as error:
+            await context.abort(grpc.StatusCode.INTERNAL, str(error))
+        return study_pb2.SubmitStudyResponse(study=_study(managed))
+
+    async def GetStudy(  # noqa: N802
+        self, request: study_pb2.GetStudyRequest, context: Context
+    ) -> study_pb2.GetStudyResponse:
+        """The state of one study."""
+        return study_pb2.GetStudyResponse(study=_study(await self._find(request.study_id, context)))
+
+    async def ListStudies(  # noqa: N802
+        self, request: study_pb2.ListStudiesRequest, context: Context
+    ) -> study_pb2.ListStudiesResponse:
+        """All studies, oldest first."""
+        return study_pb2.ListStudiesResponse(studies=map(_study, self._manager.studies.values()))
+
+    async def WatchStudy(  # noqa: N802
+        self, request: study_pb2.WatchStudyRequest, context: Context
+    ) -> AsyncIterator[study_pb2.WatchStudyResponse]:
+        """What happens in a study until it ends."""
+        managed = await self._find(request.study_id, context)
+        with managed.watch() as watcher:
+            last: object = None
+            while (update := await watcher.queue.get()) is not None:
+                last = update
+                yield update_to_pb(update, managed.output_directory)
+        if watcher.too_slow:
+            message = "too slow: updates were lost; list the trials, then watch again"
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, message)
+        if last != managed.study:
+            yield update_to_pb(managed.study, managed.output_directory)
+
+    async def StopStudy(  # noqa: N802
+        self, request: study_pb2.StopStudyRequest, context: Context
+    ) -> study_pb2.StopStudyResponse:
+        """Stops a study."""
+        managed = await self._find(request.study_id, context)
+        self._manager.stop(request.study_id, "stopped by a client")
+        return study_pb2.StopStudyResponse(study=_study(managed))
+
+    async def ListTrials(  # noqa: N802
+        self, request: study_pb2.ListTrialsRequest, context: Context
+    ) -> study_pb2.ListTrialsResponse:
+        """The trials of a study, by number."""
+        managed = await self._find(request.study_id, context)
+        for name in ("page_size", "after_trial"):
+            if getattr(request, name) < 0:
+                await _refuse(context, ConfigError("request", [Problem(name, "must not be negative")]))
+        size = min(request.page_size or PAGE_LIMIT, PAGE_LIMIT)
+        first = request.after_trial + 1
+        page = [managed.trials[n] for n in range(first, first + size) if n in managed.trials]
+        more = first + size in managed.trials
+        return study_pb2.ListTrialsResponse(
+            trials=map(trial_to_pb, page), next_after_trial=page[-1].number if more and page else 0
+        )
+
+    async def GetBestTrial(  # noqa: N802
+        self, request: study_pb2.GetBestTrialRequest, context: Context
+    ) -> study_pb2.GetBestTrialResponse:
+        """The best trial so far."""
+        managed = await self._find(request.study_id, context)
+        if managed.study.best is None:
+            message = f"no trial of {request.study_id} has completed yet"
+            await context.abort(grpc.StatusCode.NOT_FOUND, message)
+            raise AssertionError
+        return study_pb2.GetBestTrialResponse(trial=trial_to_pb(managed.study.best))
+
+    async def _find(self, study_id: str, context: Context) -> ManagedStudy:
+        managed = self._manager.studies.get(study_id)
+        if managed is None:
+            message = f"there is no study {study_id!r} since this coordinator was started"
+            await context.abort(grpc.StatusCode.NOT_FOUND, message)
+            raise AssertionError
+        return managed
+
+
+async def serve(
+    address: str,
+    *,
+    agents: Sequence[AgentAddress] | None,
+    runs_directory: Path,
+    stop: StopSignal,
+    announce: Callable[[str], object],
+) -> None:
+    """Serves StudyService at ``host:port`` or ``unix:/path`` until ``stop``; the studies then end.
+
+    ``agents`` None: a private agent on this machine. ``announce`` is told once it serves. Raises
+    UsageError where the address cannot be used, HostsError where the agents cannot.
+    """
+    try:
+        target = parse_address(address)
+    except ValueError as error:
+        raise UsageError(f"--serve {error}") from error
+    server = grpc.aio.server(options=SERVER_OPTIONS)
+    _bind(server, target)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(server.stop, 0)
+        watching: list[Awaitable[None]] = []
+        if agents is None:
+            private = PrivateAgent(
+                runs_directory / ".agent", runs_directory / "agent.log", max(PRIVATE_SLOTS, usable_cores())
+            )
+            stack.push_async_callback(private.close, LAST_MOMENT)
+            link = await private.start()
+            links, slots, total = {link.name: link}, {link.name: private.slots}, usable_cores()
+            watching.append(private.closed_by_itself())
+        else:
+            links, slots = await connect(agents, None)
+            total = sum(slots.values())
+        stack.push_async_callback(close_links, list(links.values()))
+        manager = StudyManager(links, slots, runs_directory, total)
+        if agents is not None:
+            watching += [_watch(link, manager) for link in links.values()]
+        healthy = cast("Any", health).aio.HealthServicer()  # unknown to the stubs
+        health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
+        study_pb2_grpc.add_StudyServiceServicer_to_server(StudyService(manager), server)
+        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        await server.start()
+        for name in ("", SERVICE):
+            await healthy.set(name, health_pb2.HealthCheckResponse.SERVING)
+        announce(f"serving {SERVICE} at {target}, results in {runs_directory}")
+        try:
+            await _until(stop, watching)
+        except NhopError as error:
+            manager.abort(str(error))
+            raise
+        finally:
+            await healthy.enter_graceful_shutdown()
+            await manager.close(ENDING)
+            await server.stop(LAST_MOMENT)
+
+
+def _bind(server: grpc.aio.Server, target: str) -> None:
+    """Takes the address; raises UsageError where it is in use. gRPC would take over a Unix socket in use."""
+    in_use = f"--serve {target}: the address is in use already; choose another, or end what listens there"
+    if target.startswith("unix:"):
+        path = Path(target.removeprefix("unix:"))
+        if path.exists() and not stat.S_ISSOCK(path.stat().st_mode):
+            raise UsageError(f"--serve {target}: there is a file of that name that is no socket")
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
+            probe.connect(str(path))
+            raise UsageError(in_use)
+    try:
+        port = server.add_insecure_port(target)
+    except RuntimeError as error:
+        raise UsageError(in_use) from error
+    if port == 0:
+        raise UsageError(in_use)
+
+
+async def _until(stop: StopSignal, watching: Sequence[Awaitable[None]]) -> None:
+    """Waits for ``stop``; what is watched beside it may only fail."""
+    tasks = [asyncio.ensure_future(work) for work in (stop.wait(), *watching)]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _watch(link: AgentLink, manager: StudyManager) -> None:
+    async for event in link.watch():
+        manager.host_changed(event)
+
+
+def _study(managed: ManagedStudy) -> study_pb2.Study:
+    return study_to_pb(managed.study, managed.output_directory)
+
+
+async def _refuse(context: Context, error: ConfigError) -> NoReturn:
+    detail = error_details_pb2.BadRequest(
+        field_violations=[
+            error_details_pb2.BadRequest.FieldViolation(field=problem.key, description=problem.message)
+            for problem in error.problems
+        ]
+    )
+    status = status_pb2.Status(code=code_pb2.INVALID_ARGUMENT, message=str(error))
+    status.details.add().Pack(detail)
+    answer = rpc_status.to_status(status)
+    await context.abort(answer.code, answer.details, answer.trailing_metadata)

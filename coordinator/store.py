@@ -1,0 +1,186 @@
+"""The truth about a study: SQLite, one connection, one writer thread, many changes a commit."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from coordinator import schema
+from coordinator.domain import Failure, Report, Stage, Study, StudySpec, Trial
+from coordinator.errors import StudyFailedError
+from coordinator.instructions import AttemptRecord, TaskRecord
+from coordinator.search.space import space_to_json
+
+Item = Study | Stage | Trial | AttemptRecord | TaskRecord
+
+
+class Store:
+    """Writes study.db. What ``commit`` was given is durable when it returns.
+
+    Raises StudyFailedError where the file cannot be written.
+    """
+
+    def __init__(self, path: Path, spec: StudySpec) -> None:
+        self._path = path
+        self._spec = spec
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
+        self._connection: sqlite3.Connection | None = None
+
+    async def open(self) -> None:
+        """Makes the file with its tables."""
+        await self._run(self._open)
+
+    async def commit(self, items: Sequence[Item], reports: Sequence[Report]) -> None:
+        """Writes everything in one transaction; items in their order, reports that are known are skipped."""
+        if items or reports:
+            await self._run(self._commit, items, reports)
+
+    async def close(self) -> None:
+        """Closes the file; study.db is then whole by itself."""
+        try:
+            await self._run(self._close)
+        finally:
+            self._thread.shutdown()
+
+    async def _run(self, function: Any, *arguments: Any) -> None:
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
+        except (sqlite3.Error, OSError) as error:
+            raise StudyFailedError(
+                f"{self._path}: cannot be written ({error}); is the disk full, or was the file removed?"
+            ) from error
+
+    # --- in the writer thread -----------------------------------------------------------------
+
+    def _open(self) -> None:
+        connection = sqlite3.connect(self._path, isolation_level=None)
+        self._connection = connection
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.executescript(f"BEGIN; {schema.TABLES} PRAGMA user_version = {schema.VERSION}; COMMIT;")
+
+    def _commit(self, items: Sequence[Item], reports: Sequence[Report]) -> None:
+        assert self._connection is not None
+        connection = self._connection
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            for item in items:
+                connection.execute(*self._statement(item))
+            connection.executemany(schema.REPORT, map(_report_row, reports))
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+
+    def _close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _statement(self, item: Item) -> tuple[str, tuple[Any, ...]]:
+        match item:
+            case Trial():
+                return schema.TRIAL, _trial_row(item)
+            case TaskRecord():
+                return schema.TASK, _task_row(item)
+            case AttemptRecord():
+                return schema.ATTEMPT, _attempt_row(item)
+            case Stage():
+                space = json.dumps(space_to_json(item.space))
+                budget = item.budget
+                row = (item.number, budget.train_epoch, budget.opt_epoch, space, _number(item.best))
+                return schema.STAGE, row
+            case Study():
+                return schema.STUDY, self._study_row(item)
+
+    def _study_row(self, study: Study) -> tuple[Any, ...]:
+        spec = self._spec
+        return (
+            study.study_id,
+            study.state.value,
+            study.reason,
+            spec.seed,
+            spec.objective.value,
+            study.number_of_stages,
+            study.counts.total,
+            _number(study.best),
+            study.started_at,
+            study.ended_at,
+        )
+
+
+def _number(trial: Trial | None) -> int | None:
+    return trial.number if trial else None
+
+
+def _failure_row(failure: Failure | None) -> tuple[str | None, str | None, str | None]:
+    return (failure.kind.value, failure.message, failure.detail) if failure else (None, None, None)
+
+
+def _trial_row(trial: Trial) -> tuple[Any, ...]:
+    return (
+        trial.number,
+        trial.stage,
+        trial.state.value,
+        json.dumps(dict(trial.parameters)),
+        trial.loss,
+        trial.train_loss,
+        trial.val_loss,
+        *_failure_row(trial.failure),
+        trial.attempts,
+        trial.seconds,
+        json.dumps(trial.hosts),
+        json.dumps(trial.notes),
+    )
+
+
+def _attempt_row(record: AttemptRecord) -> tuple[Any, ...]:
+    placement = {host: [str(task) for task in tasks] for host, tasks in record.placement.items()}
+    return (
+        record.attempt.trial,
+        record.attempt.attempt,
+        record.state,
+        json.dumps(placement),
+        record.started_at,
+        record.ended_at,
+        *_failure_row(record.failure),
+    )
+
+
+def _task_row(record: TaskRecord) -> tuple[Any, ...]:
+    result = record.result
+    return (
+        record.attempt.trial,
+        record.attempt.attempt,
+        str(record.task),
+        record.host,
+        result.status.value,
+        *_failure_row(result.failure),
+        result.step,
+        result.train_loss,
+        result.val_loss,
+        json.dumps(dict(result.metrics)),
+        json.dumps(dict(result.phase_seconds)),
+        result.exit_code,
+        result.signal,
+    )
+
+
+def _report_row(report: Report) -> tuple[Any, ...]:
+    return (
+        report.attempt.trial,
+        report.attempt.attempt,
+        str(report.task),
+        report.sequence,
+        report.step,
+        report.train_loss,
+        report.val_loss,
+        json.dumps(dict(report.metrics)) if report.metrics else None,
+        report.at,
+    )

@@ -1,0 +1,296 @@
+"""One study under way: the shell around the machine.
+
+A turn takes all events that are waiting, asks the machine, commits what is to be kept in one
+transaction, and only then acknowledges the events and does what follows from them. While a
+commit is under way the next events gather, so that the commits grow with the load.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import traceback
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from coordinator import events as ev
+from coordinator import transitions
+from coordinator.agent_link import AgentLink
+from coordinator.directory import StudyDirectory
+from coordinator.domain import AttemptId, Report, Study, StudySpec, StudyState, Trial, Update
+from coordinator.errors import NhopError
+from coordinator.event_stream import Batch, EventStream
+from coordinator.instructions import Command, Instruction, Save, SetTimer, StopAttempt, Tell
+from coordinator.machine import StudyMachine
+from coordinator.store import Item, Store
+from nhop_models.contract import TaskStatus
+
+Observer = Callable[[Update], None]
+
+LAST_CALLS = 0.5
+"""Seconds for commands that are still under way when the study has ended."""
+
+_log = logging.getLogger(__name__)
+
+
+class StudyRun:
+    """Runs one study on links that are connected. ``now`` and ``started_at`` as for the machine."""
+
+    def __init__(
+        self,
+        spec: StudySpec,
+        directory: StudyDirectory,
+        links: Mapping[str, AgentLink],
+        slots: Mapping[str, int],
+        *,
+        now: float,
+        started_at: float,
+        observer: Observer,
+        released: Callable[[str], None] | None = None,
+    ) -> None:
+        self.spec = spec
+        self.directory = directory
+        self.machine = StudyMachine(spec, slots, now=now, started_at=started_at)
+        self._links = links
+        self._observer = observer
+        self._released = released
+        self._store = Store(directory.database, spec)
+        self._inbox: asyncio.Queue[ev.Event | Batch] = asyncio.Queue()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._commands: set[asyncio.Task[None]] = set()
+        self._logs: dict[tuple[AttemptId, str], list[asyncio.Task[None]]] = {}
+        self._streams = [EventStream(link, spec.study_id, self._inbox.put_nowait) for link in links.values()]
+        self._timers: set[asyncio.TimerHandle] = set()
+        self._crash: BaseException | None = None
+        self._crashed = asyncio.Event()
+
+    def post(self, event: ev.Event) -> None:
+        """Gives the machine an event; from the loop's thread."""
+        self._inbox.put_nowait(event)
+
+    def stop(self, reason: str, limit: float | None = None) -> None:
+        """Ends the study; past ``limit`` seconds it ends without waiting for its attempts."""
+        self.post(ev.StopRequested(reason))
+        if limit is not None:
+            self._call_later(limit, ev.StudyAborted(StudyState.STOPPED, reason))
+
+    async def run(self) -> Study:
+        """Runs the study to its end and returns it; a defect of ours ends it as FAILED."""
+        try:
+            await self._store.open()
+            streams = [self._spawn(stream.run(), self._tasks) for stream in self._streams]
+            self.post(ev.StudyBegun())
+            await self._loop()
+            await self._finish(streams)
+        except (Exception, asyncio.CancelledError) as error:
+            await self._abort(error)
+            if isinstance(error, asyncio.CancelledError):
+                raise
+        finally:
+            await self._cancel(self._tasks | self._commands)
+            for timer in self._timers:
+                timer.cancel()
+            await self._close_store()
+        return self.machine.study()
+
+    def supervise(self, work: Coroutine[Any, Any, None]) -> None:
+        """Keeps ``work`` running beside the study; its failure is the study's."""
+        self._spawn(work, self._tasks)
+
+    # --- turns --------------------------------------------------------------------------------
+
+    async def _loop(self) -> None:
+        crashed = asyncio.ensure_future(self._crashed.wait())
+        try:
+            while not self.machine.state.ended:
+                if self._inbox.empty():
+                    get = asyncio.ensure_future(self._inbox.get())
+                    try:
+                        await asyncio.wait((get, crashed), return_when=asyncio.FIRST_COMPLETED)
+                    finally:
+                        if not get.done():
+                            get.cancel()
+                    self._raise_crash()
+                    work = [get.result()]
+                else:
+                    work = []
+                while not self._inbox.empty():
+                    work.append(self._inbox.get_nowait())
+                await self._turn(work)
+                self._raise_crash()
+        finally:
+            crashed.cancel()
+
+    async def _turn(self, work: Sequence[ev.Event | Batch]) -> None:
+        now = asyncio.get_running_loop().time()
+        reports: list[Report] = []
+        instructions: list[Instruction] = []
+        for entry in work:
+            if isinstance(entry, Batch):
+                reports += self._current(entry.reports)
+                for event in entry.events:
+                    instructions += self._handle(event, now)
+            else:
+                instructions += self._handle(entry, now)
+        await self._carry_out(instructions, reports)
+        for entry in work:
+            if isinstance(entry, Batch):
+                self._acknowledge(entry)
+
+    def _handle(self, event: ev.Event, now: float) -> list[Instruction]:
+        if isinstance(event, ev.TaskEnded) and event.result.status is TaskStatus.FAILED:
+            self._keep_log(event)
+        if self._released is not None and isinstance(event, ev.AttemptEnded):
+            self._released(event.host)
+        try:
+            return self.machine.handle(event, now)
+        except transitions.LateEventError as error:
+            _log.debug("%s", error)
+            return []
+
+    def _current(self, reports: Sequence[Report]) -> Sequence[Report]:
+        """Without those of attempts that are over or superseded."""
+        stale = {attempt for attempt in {r.attempt for r in reports} if not self.machine.is_live(attempt)}
+        return [r for r in reports if r.attempt not in stale] if stale else reports
+
+    async def _carry_out(self, instructions: Sequence[Instruction], reports: Sequence[Report]) -> None:
+        items: list[Item] = [i.item for i in instructions if isinstance(i, Save)]
+        studies = [item for item in items if isinstance(item, Study)]
+        # Only the last state of the study in this turn counts.
+        items = [item for item in items if not isinstance(item, Study)] + studies[-1:]
+        await self._store.commit(items, reports)
+        for instruction in instructions:
+            if isinstance(instruction, Command):
+                self._spawn(self._execute(instruction), self._commands)
+            elif isinstance(instruction, SetTimer):
+                self._call_at(instruction.at, ev.TimerFired(instruction.timer))
+        await asyncio.sleep(0)  # commands leave before anything is shown
+        for report in reports:
+            self._observer(report)
+        for item in items:
+            if isinstance(item, Study | Trial):
+                self._observer(item)
+        for instruction in instructions:
+            if isinstance(instruction, Tell):
+                self._observer(instruction.notice)
+
+    async def _execute(self, command: Command) -> None:
+        self.post(await self._links[command.host].execute(command, self.spec))
+
+    def _acknowledge(self, batch: Batch) -> None:
+        batch.stream.release()
+        host = batch.stream.link.name
+        logs = [task for attempt in batch.ended for task in self._logs.pop((attempt, host), [])]
+        if not logs:
+            batch.stream.acknowledge(batch.positions, batch.ended)
+            return
+
+        async def after_the_logs() -> None:
+            await asyncio.wait(logs)
+            batch.stream.acknowledge(batch.positions, batch.ended)
+
+        self._spawn(after_the_logs(), self._commands)
+
+    # --- logs of failed tasks -----------------------------------------------------------------
+
+    def _keep_log(self, event: ev.TaskEnded) -> None:
+        """Copies the log before the agent forgets the attempt."""
+        task = self._spawn(self._copy_log(event), self._commands)
+        self._logs.setdefault((event.attempt, event.host), []).append(task)
+
+    async def _copy_log(self, event: ev.TaskEnded) -> None:
+        attempt, failure = event.attempt, event.result.failure
+        data = await self._links[event.host].read_log(attempt, event.task)
+        if data is None and failure is not None:
+            data = f"{failure.message}\n{failure.detail}\n".encode()
+        name = f"trial-{attempt.trial}-attempt-{attempt.attempt}-{event.task.file_stem}.log"
+        await asyncio.to_thread(_write, self.directory.logs / name, data or b"")
+
+    # --- the end ------------------------------------------------------------------------------
+
+    async def _finish(self, streams: Sequence[asyncio.Task[None]]) -> None:
+        """Lets commands and acknowledgements through, within limits."""
+        if self._commands:
+            await asyncio.wait(self._commands, timeout=LAST_CALLS)
+        while not self._inbox.empty():
+            entry = self._inbox.get_nowait()
+            if isinstance(entry, Batch):
+                self._acknowledge(entry)
+        for stream in self._streams:
+            stream.finish()
+        await asyncio.wait(streams, timeout=2 * LAST_CALLS)
+
+    async def _abort(self, error: BaseException) -> None:
+        """Ends the study because of a defect: says so, and stops what can still be reached."""
+        if isinstance(error, asyncio.CancelledError):
+            event = ev.StudyAborted(StudyState.STOPPED, "the coordinator was told to end")
+        elif isinstance(error, NhopError):
+            event = ev.StudyAborted(StudyState.FAILED, str(error))
+        else:
+            path = self.directory.logs / "coordinator.log"
+            text = "".join(traceback.format_exception(error))
+            await asyncio.to_thread(_write, path, text.encode())
+            reason = f"a defect of NHOP: {type(error).__name__}: {error}; the details are in {path}"
+            event = ev.StudyAborted(StudyState.FAILED, reason)
+        if self.machine.state.ended:
+            return
+        now = asyncio.get_running_loop().time()
+        instructions = self.machine.handle(event, now)
+        for instruction in instructions:
+            if isinstance(instruction, StopAttempt):
+                self._spawn(self._execute(instruction), self._commands)
+        # The store or the observer may be what has failed: then the caller alone gets to know.
+        with suppress(NhopError):
+            await self._store.commit([i.item for i in instructions if isinstance(i, Save)], ())
+        try:
+            self._observer(self.machine.study())
+        except Exception:  # noqa: BLE001 - it may be the very thing that has failed
+            _log.exception("the observer failed")
+        if self._commands:
+            await asyncio.wait(self._commands, timeout=LAST_CALLS)
+
+    async def _close_store(self) -> None:
+        with suppress(NhopError):
+            await self._store.close()
+
+    # --- background work ----------------------------------------------------------------------
+
+    def _spawn(self, work: Coroutine[Any, Any, None], group: set[asyncio.Task[None]]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        group.add(task)
+
+        def done(task: asyncio.Task[None]) -> None:
+            group.discard(task)
+            if not task.cancelled() and task.exception() is not None and self._crash is None:
+                self._crash = task.exception()
+                self._crashed.set()
+
+        task.add_done_callback(done)
+        return task
+
+    def _raise_crash(self) -> None:
+        if self._crash is not None:
+            raise self._crash
+
+    async def _cancel(self, tasks: set[asyncio.Task[None]]) -> None:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _call_later(self, delay: float, event: ev.Event) -> None:
+        self._call_at(asyncio.get_running_loop().time() + delay, event)
+
+    def _call_at(self, at: float, event: ev.Event) -> None:
+        def fire() -> None:
+            self._timers.discard(handle)
+            self.post(event)
+
+        handle = asyncio.get_running_loop().call_at(at, fire)
+        self._timers.add(handle)
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)

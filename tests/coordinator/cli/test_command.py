@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from coordinator import cli
+from coordinator.config import load
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def check(capsys, arguments, status, *words):
+    """The command ends with ``status``, and every line on stderr is the program's own."""
+    assert cli.run(arguments) == status
+    out, err = capsys.readouterr()
+    assert all(line.startswith("nhop-coordinator: ") for line in err.strip().splitlines()), err
+    assert all(word in err for word in words), err
+    return out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["none.yaml"], ["none.yaml: does not exist"]),
+        (["with", "opt_epoch=0", "sed=1"], ["opt_epoch=0", "did you mean seed?"]),
+        (["--no-such-option"], ["--no-such-option", "--help"]),
+        (["--output"], ["--output"]),
+        (["--hosts", "none.txt"], ["none.txt", "cannot be read"]),
+        (["--hosts", "."], ["cannot be read"]),
+        (["--hosts", "binary.txt"], ["UTF-8"]),
+        (["--hosts", "far.txt"], ["far.txt:1", "TLS"]),
+        (["--serve", "localhost:0", "study.yaml"], ["--serve"]),
+        (["--serve", "localhost:7000", "--dry-run"], ["--serve"]),
+        (["print_config", "--dry-run"], ["print_config takes no --dry-run"]),
+        (["--dry-run", "--output", "file"], ["file"]),
+    ],
+)
+def test_wrong_usage(capsys, arguments, words):
+    Path("binary.txt").write_bytes(b"\xff")
+    Path("far.txt").write_text("192.0.2.1:7001")
+    Path("file").write_text("")
+    before = set(Path().iterdir())
+    assert check(capsys, arguments, 2, *words) == ""
+    assert set(Path().iterdir()) == before
+
+
+def test_the_version(capsys):
+    assert check(capsys, ["--version"], 0).startswith("nhop-coordinator 0.")
+
+
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_help(capsys, option):
+    assert "print_config" in check(capsys, [option], 0)
+
+
+def test_print_config_shows_what_load_reads(capsys):
+    Path("study.yaml").write_text("opt_epoch: 7\n")
+    out = check(capsys, ["print_config", "study.yaml", "with", "cluster.ps=0"], 0)
+    config = load(out)
+    assert (config.stages[0].opt_epoch, config.cluster.ps) == (7, 0)
+
+
+def test_keys_without_effect_are_said(capsys):
+    check(capsys, ["print_config", "with", "trainer=x"], 0, "note: trainer has no effect")
+
+
+def test_a_dry_run_shows_the_plan_and_starts_nothing(capsys, tmp_path):
+    arguments = ["--dry-run", "--output", "out", "with", "opt_stages=[[1000,4],[700,3]]", "cluster.ps=2"]
+    out = check(capsys, arguments, 0)
+    for words in ("4 trials of 1000 steps", "2 PS + 2 workers", "0.0001 to 0.001", "relu or tanh", "out"):
+        assert words in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_finds_what_can_never_be_placed(capsys):
+    check(capsys, ["--dry-run", "with", "slots=2", "cluster.workers=3"], 3, "cluster.workers is 3")
+
+
+def test_a_dry_run_asks_the_hosts(capsys):
+    Path("hosts.txt").write_text("unix:none.sock\n")
+    check(capsys, ["--dry-run", "--hosts", "hosts.txt"], 3, "unix:none.sock")
+
+
+def test_a_defect_is_one_line_and_a_file(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("coordinator.config.load", lambda *_: 1 / 0)
+    check(capsys, [], 1, "internal error: ZeroDivisionError", str(tmp_path))
+    (file,) = tmp_path.iterdir()
+    assert "Traceback" in file.read_text()
+
+
+def test_an_interrupt_before_the_start(capsys, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("coordinator.config.load", interrupted)
+    check(capsys, [], 130)
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    script = Path(sysconfig.get_path("scripts")) / "nhop-coordinator"
+    command = f"'{script}' print_config | true"
+    ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=30, check=False)
+    assert ended.stderr == ""
+
+
+def test_what_the_command_does_not_import():
+    code = (
+        "import sys; sys.argv = ['nhop-coordinator', 'print_config']\n"
+        "from coordinator.cli import run; run(['print_config'])\n"
+        "import coordinator.session\n"
+        "print([name for name in ('tensorflow', 'keras', 'agent') if name in sys.modules])"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True
+    )
+    assert ended.stdout.splitlines()[-1] == "[]"

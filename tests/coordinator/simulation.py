@@ -1,0 +1,193 @@
+"""Agents without any process, loop or clock, for driving the machine: in any order, and with faults."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable
+
+from coordinator import events as ev
+from coordinator.domain import AttemptId, Failure, StopReason, StudySpec, TaskResult, Trial
+from coordinator.instructions import Instruction, PrepareAttempt, Save, SetTimer, StartAttempt, StopAttempt
+from coordinator.machine import StudyMachine
+from coordinator.transitions import LateEventError
+from nhop_models.contract import FailureKind, TaskId, TaskRole, TaskStatus
+
+CHIEF = TaskId(TaskRole.WORKER, 0)
+
+
+def loss_of(parameters: dict[str, object]) -> float:
+    """A function of the parameters alone, so that the best does not depend on the order."""
+    return float(parameters["learning_rate"]) * float(parameters["batch_size"])  # type: ignore[arg-type]
+
+
+class Simulation:
+    """Hosts that lease, run and end attempts; ``rng`` decides what happens next."""
+
+    def __init__(
+        self,
+        spec: StudySpec,
+        hosts: dict[str, int],
+        rng: random.Random,
+        *,
+        chance: Callable[[str], float] = lambda what: 0.0,
+        foreign: int = 0,
+    ) -> None:
+        self.machine = StudyMachine(spec, hosts, now=0.0, started_at=1000.0)
+        self.spec = spec
+        self.hosts = hosts
+        self.rng = rng
+        self.chance = chance
+        self.now = 0.0
+        self.foreign = dict.fromkeys(hosts, foreign)  # slots that others hold
+        self.leases: dict[tuple[AttemptId, str], tuple[TaskId, ...]] = {}
+        self.running: dict[tuple[AttemptId, str], list[TaskId]] = {}
+        self.parameters: dict[AttemptId, dict[str, object]] = {}
+        self.pending: list[ev.Event] = []  # any order
+        self.ordered: dict[str, list[ev.Event]] = {host: [] for host in hosts}  # event streams
+        self.timers: list[SetTimer] = []
+        self.lost: set[str] = set()
+        self.ends: dict[int, list[Trial]] = {}
+        self.started: dict[AttemptId, int] = {}
+
+    def run(self, limit: int = 100_000) -> None:
+        self.feed(ev.StudyBegun())
+        for _ in itertools.repeat(None, limit):
+            if self.machine.state.ended:
+                return
+            self.step()
+        raise AssertionError("the study does not end")
+
+    def feed(self, event: ev.Event) -> None:
+        try:
+            instructions = self.machine.handle(event, self.now)
+        except LateEventError:
+            return
+        for instruction in instructions:
+            self.obey(instruction)
+
+    def step(self) -> None:
+        self.now += 0.01
+        choices: list[Callable[[], None]] = []
+        if self.pending:
+            choices.append(lambda: self.feed(self.pending.pop(self.rng.randrange(len(self.pending)))))
+        for host, stream in self.ordered.items():
+            if stream and host not in self.lost:
+                choices.append(lambda stream=stream: self.feed(stream.pop(0)))  # type: ignore[misc]
+        choices += [lambda key=key: self.advance(*key) for key in self.running]  # type: ignore[misc]
+        if not choices or self.rng.random() < 0.02:
+            self.fire_timer()
+            return
+        self.rng.choice(choices)()
+        self.mischief()
+
+    def fire_timer(self) -> None:
+        if self.lost and self.rng.random() < 0.5:
+            self.find(self.rng.choice(sorted(self.lost)))
+            return
+        if self.timers:
+            first = min(self.timers, key=lambda timer: timer.at)
+            idle = not self.pending and not any(self.ordered.values()) and not self.running
+            if idle or first.at <= self.now:
+                self.timers.remove(first)
+                self.now = max(self.now, first.at)
+                self.feed(ev.TimerFired(first.timer))
+            return
+        for host in self.lost:
+            self.find(host)
+            return
+
+    def mischief(self) -> None:
+        host = self.rng.choice(sorted(self.hosts))
+        if self.rng.random() < self.chance("lose") and host not in self.lost:
+            self.lost.add(host)
+            self.feed(ev.HostLost(host, "cut"))
+        elif self.rng.random() < self.chance("find") and host in self.lost:
+            self.find(host)
+        if self.rng.random() < self.chance("foreign"):
+            taken = sum(len(self.workers(tasks)) for (_, h), tasks in self.leases.items() if h == host)
+            self.foreign[host] = self.rng.randint(0, max(0, self.hosts[host] - taken))
+
+    def find(self, host: str) -> None:
+        self.lost.discard(host)
+        self.feed(ev.HostFound(host))
+
+    @staticmethod
+    def workers(tasks: tuple[TaskId, ...]) -> list[TaskId]:
+        return [task for task in tasks if task.role is TaskRole.WORKER]
+
+    # --- what agents do -----------------------------------------------------------------------
+
+    def obey(self, instruction: Instruction) -> None:
+        match instruction:
+            case SetTimer():
+                self.timers.append(instruction)
+            case Save(Trial() as trial) if trial.state.ended:
+                self.ends.setdefault(trial.number, []).append(trial)
+            case PrepareAttempt(attempt, host, tasks, ports):
+                self.prepare(attempt, host, tasks, ports)
+            case StartAttempt():
+                self.start(instruction)
+            case StopAttempt(attempt, host, reason):
+                active = (attempt, host) in self.leases
+                if host in self.lost:
+                    self.pending.append(ev.StopFailed(attempt, host, Failure(FailureKind.HOST_LOST, "gone")))
+                    return
+                self.pending.append(ev.StopAnswered(attempt, host, active))
+                if active:
+                    self.stop(attempt, host, reason)
+
+    def prepare(self, attempt: AttemptId, host: str, tasks: tuple[TaskId, ...], ports: bool) -> None:
+        if host in self.lost:
+            failure = Failure(FailureKind.HOST_LOST, "gone")
+            self.pending.append(ev.PrepareFailed(attempt, host, failure))
+            return
+        used = sum(len(self.workers(t)) for (_, h), t in self.leases.items() if h == host)
+        if used + self.foreign[host] + len(self.workers(tasks)) > self.hosts[host]:
+            self.pending.append(ev.PrepareRefused(attempt, host, "full"))
+            return
+        self.leases[attempt, host] = tasks
+        addresses = {task: f"{host}:{n}" for n, task in enumerate(tasks)} if ports else {}
+        self.pending.append(ev.PrepareSucceeded(attempt, host, addresses))
+
+    def start(self, instruction: StartAttempt) -> None:
+        attempt, host = instruction.attempt, instruction.host
+        self.parameters[attempt] = dict(instruction.parameters)
+        if (attempt, host) not in self.leases or host in self.lost:
+            failure = Failure(FailureKind.HOST_LOST, "gone")
+            self.pending.append(ev.StartFailed(attempt, host, failure))
+            return
+        self.started[attempt] = self.started.get(attempt, 0) + 1
+        self.running[attempt, host] = list(self.leases[attempt, host])
+        for task in self.leases[attempt, host]:
+            self.ordered[host].append(ev.TaskStarted(attempt, host, task))
+        self.pending.append(ev.StartSucceeded(attempt, host))
+
+    def advance(self, attempt: AttemptId, host: str) -> None:
+        """Something happens by itself in a running attempt."""
+        tasks = self.running[attempt, host]
+        task = self.rng.choice(tasks)
+        kind = next((k for k in FailureKind if self.rng.random() < self.chance(k.value)), None)
+        if kind is not None:
+            self.end_task(attempt, host, task, TaskResult(TaskStatus.FAILED, Failure(kind, "by chance")))
+            spared = task.role is TaskRole.WORKER and task != CHIEF
+            if not spared or kind not in (FailureKind.KILLED, FailureKind.CRASHED, FailureKind.PEER_LOST):
+                self.stop(attempt, host, StopReason.FAILED)
+        elif task == CHIEF:
+            loss = loss_of(self.parameters[attempt])
+            result = TaskResult(TaskStatus.COMPLETED, train_loss=loss * 2, val_loss=loss, step=10)
+            self.end_task(attempt, host, task, result)
+            self.stop(attempt, host, StopReason.FINISHED)
+        if (attempt, host) in self.running and not self.running[attempt, host]:
+            self.stop(attempt, host, StopReason.FINISHED)
+
+    def stop(self, attempt: AttemptId, host: str, reason: StopReason) -> None:
+        for task in list(self.running.get((attempt, host), ())):
+            self.end_task(attempt, host, task, TaskResult(TaskStatus.STOPPED, train_loss=1e9))
+        self.running.pop((attempt, host), None)
+        del self.leases[attempt, host]
+        self.ordered[host].append(ev.AttemptEnded(attempt, host, reason))
+
+    def end_task(self, attempt: AttemptId, host: str, task: TaskId, result: TaskResult) -> None:
+        self.running[attempt, host].remove(task)
+        self.ordered[host].append(ev.TaskEnded(attempt, host, task, result))

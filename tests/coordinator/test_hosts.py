@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import pytest
+
+from coordinator.errors import HostsError, UsageError
+from coordinator.hosts import AgentAddress, Inventory, parse_hosts, usable_slots
+
+
+def targets(text):
+    return [address.target for address in parse_hosts(text, "hosts.txt")]
+
+
+def problems(text):
+    with pytest.raises(UsageError) as error:
+        parse_hosts(text, "hosts.txt")
+    return str(error.value).splitlines()
+
+
+def test_ports_default_to_7001():
+    assert targets("localhost\n127.0.0.1:7002\n") == ["localhost:7001", "127.0.0.1:7002"]
+
+
+def test_ipv6_is_written_in_brackets():
+    assert targets("[::1]\n[::1]:7002") == ["[::1]:7001", "[::1]:7002"]
+
+
+def test_unix_sockets():
+    assert targets("unix:/run/a.sock") == ["unix:/run/a.sock"]
+
+
+def test_comments_and_empty_lines():
+    assert targets("# all\n\nlocalhost:7001 # this one\n") == ["localhost:7001"]
+
+
+def test_slots_and_gpus():
+    assert parse_hosts("localhost slots=4 gpus=0", "h") == (AgentAddress("localhost:7001", 4, 0),)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("localhost:port", "port"),
+        ("localhost:0", "port"),
+        ("localhost:65536", "port"),
+        ("localhost:", "port"),
+        ("::1", "brackets"),
+        ("localhost slots=0", "slots must be a whole number, at least 1"),
+        ("localhost slots=x", "slots"),
+        ("localhost slots=1 slots=2", "twice"),
+        ("localhost cores=2", "unknown word 'cores=2'"),
+        ("10.0.0.7", "TLS"),
+        ("gpu-node.example:7001", "TLS"),
+        ("unix:", "no path"),
+    ],
+)
+def test_a_bad_line_is_named(line, message):
+    (problem,) = problems(f"localhost:9999\n{line}\n")
+    assert problem.startswith("hosts.txt:2: ")
+    assert message in problem
+
+
+def test_all_problems_at_once():
+    assert [p.split(" ")[0] for p in problems("a:b\nlocalhost\n10.0.0.1\n")] == [
+        "hosts.txt:1:",
+        "hosts.txt:3:",
+    ]
+
+
+@pytest.mark.parametrize("again", ["localhost:7001", "127.0.0.1", "LOCALHOST"])
+def test_a_host_is_listed_once(again):
+    (problem,) = problems(f"localhost\n{again}\n")
+    assert "line 1" in problem
+
+
+def test_an_empty_file():
+    (problem,) = problems("# nobody\n")
+    assert "lists no host" in problem
+
+
+def inventory(slots):
+    return Inventory("h", slots, slots, 2, 0, "0.1.0", "x")
+
+
+def test_slots_of_the_file_cap_those_of_the_agent():
+    addresses = {AgentAddress("a:1"): inventory(4), AgentAddress("b:1", slots=1): inventory(4)}
+    assert usable_slots(addresses) == {"a:1": 4, "b:1": 1}
+
+
+def test_more_slots_or_gpus_than_the_agent_has():
+    addresses = {AgentAddress("a:1", slots=5): inventory(4), AgentAddress("b:1", gpus=1): inventory(4)}
+    with pytest.raises(HostsError) as error:
+        usable_slots(addresses)
+    assert "a:1: slots=5, but its agent has 4" in str(error.value)
+    assert "b:1: gpus=1, but its agent has 0" in str(error.value)

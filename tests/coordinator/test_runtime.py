@@ -1,0 +1,251 @@
+"""Whole studies over gRPC, on scripted agents."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import time
+
+import pytest
+
+from coordinator.agent_link import Patience
+from coordinator.directory import StudyDirectory
+from coordinator.domain import Cluster, Notice, Report, StageBudget, Study, StudyState, Trial, TrialState
+from coordinator.errors import HostsError
+from coordinator.hosts import AgentAddress
+from coordinator.runtime import run_study
+from coordinator.store_reader import read_reports, read_study, read_trials
+from nhop.v1 import types_pb2
+from nhop_models.contract import FailureKind
+from tests.coordinator.studies import make_spec
+from tests.fakes import scripted_agent as fake
+
+
+class Coordinator:
+    """Runs studies in ``path`` and keeps what the observer was told."""
+
+    def __init__(self, path):
+        self.path = path
+        self.updates = []
+        self.stop = asyncio.Event()
+        self.changed = asyncio.Event()
+
+    def observe(self, update):
+        self.updates.append(update)
+        self.changed.set()
+
+    def seen(self, kind):
+        return [update for update in self.updates if isinstance(update, kind)]
+
+    async def wait_for(self, condition, seconds=10.0):
+        async with asyncio.timeout(seconds):
+            while not condition():
+                self.changed.clear()
+                await self.changed.wait()
+
+    async def run(self, spec, *agents, **options):
+        addresses = [AgentAddress(agent.address) for agent in agents]
+        options.setdefault("patience", Patience(command=2.0, heartbeat=0.1, lost=0.4))
+        with StudyDirectory.create(self.path) as directory:
+            return await run_study(
+                spec, directory=directory, agents=addresses, observer=self.observe, stop=self.stop, **options
+            )
+
+
+@pytest.fixture
+def coordinator(tmp_path):
+    return Coordinator(tmp_path / "out")
+
+
+@pytest.fixture
+async def serve(tmp_path):
+    """Starts scripted agents, and ends them."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def start(name="a", **options):
+            agent = fake.ScriptedAgent(**options)
+            await agent.serve(f"unix:{tmp_path}/{name}.sock")
+            stack.push_async_callback(agent.close)
+            return agent
+
+        yield start
+    assert [task for task in asyncio.all_tasks() if task is not asyncio.current_task()] == []
+
+
+def fails(kind, *, trial=None, attempts=math.inf, message="scripted"):
+    """A script whose chief fails with ``kind``."""
+
+    def script(request, task):
+        attempt = request.attempt
+        if fake.name(task) == "worker/0" and trial in (None, attempt.trial) and attempt.attempt <= attempts:
+            return fake.TaskScript(ends_with=fake.failed(kind, message))
+        return fake.default_script(request, task)
+
+    return script
+
+
+def forever(request, task):
+    return fake.TaskScript(runs_for=math.inf, reports=1)
+
+
+async def test_a_study_completes_and_the_store_agrees(coordinator, serve):
+    spec = make_spec(stages=(StageBudget(10, 5), StageBudget(5, 3)))
+    result = await coordinator.run(spec, await serve())
+    assert result.study.state is StudyState.COMPLETED
+    assert read_study(coordinator.path / "study.db") == result.study
+    assert read_trials(coordinator.path / "study.db") == result.trials
+    assert len(result.trials) == 8
+
+
+async def test_reports_are_stored_and_shown_once(coordinator, serve):
+    await coordinator.run(make_spec(), await serve())
+    stored = read_reports(coordinator.path / "study.db")
+    assert len(stored) == 9
+    assert sorted(coordinator.seen(Report), key=lambda r: (r.attempt, r.sequence)) == list(stored)
+
+
+async def test_agents_forget_what_is_acknowledged(coordinator, serve):
+    agent = await serve()
+    await coordinator.run(make_spec(), agent)
+    assert agent.known_attempts() == []
+
+
+async def test_streams_that_break_lose_nothing(coordinator, serve):
+    agent = await serve(script=lambda r, t: fake.TaskScript(runs_for=0.1, reports=10))
+    study = asyncio.ensure_future(coordinator.run(make_spec(), agent))
+    while not study.done():
+        agent.cut_streams()
+        await asyncio.wait([study], timeout=0.07)
+    assert study.result().study.counts.completed == 3
+    assert len(read_reports(coordinator.path / "study.db")) == 30
+
+
+async def test_both_hosts_run_trials(coordinator, serve):
+    agents = [await serve("a", slots=1), await serve("b", slots=1)]
+    result = await coordinator.run(make_spec(stages=(StageBudget(10, 6),)), *agents)
+    assert {host for trial in result.trials for host in trial.hosts} == {a.address for a in agents}
+
+
+async def test_a_cluster_spread_over_hosts(coordinator, serve):
+    agents = [await serve("a", slots=2, first_port=20000), await serve("b", slots=2, first_port=21000)]
+    result = await coordinator.run(make_spec(cluster=Cluster(2, 4)), *agents)
+    assert result.study.counts.completed == 3
+    start = next(request for name, request in agents[0].calls if name == "StartAttempt")
+    assert len(set(start.cluster.workers)) == 4
+    assert len(set(start.cluster.ps)) == 2
+
+
+async def test_an_infrastructure_failure_is_tried_again(coordinator, serve):
+    agent = await serve(script=fails(types_pb2.FAILURE_KIND_KILLED, trial=2, attempts=1))
+    result = await coordinator.run(make_spec(), agent)
+    assert [trial.attempts for trial in result.trials] == [1, 2, 1]
+    assert result.study.counts.completed == 3
+
+
+async def test_a_failure_of_the_model_is_not_tried_again_and_its_log_is_kept(coordinator, serve):
+    agent = await serve(script=fails(types_pb2.FAILURE_KIND_USER_CODE, trial=2))
+    result = await coordinator.run(make_spec(), agent)
+    assert result.trials[1].failure.kind is FailureKind.USER_CODE
+    log = coordinator.path / "logs" / "trial-2-attempt-1-worker-0.log"
+    assert log.read_text() == "log of worker/0\n"
+
+
+async def test_a_hopeless_model_ends_the_study(coordinator, serve):
+    agent = await serve(script=fails(types_pb2.FAILURE_KIND_DATA, message="no such file"))
+    result = await coordinator.run(make_spec(stages=(StageBudget(10, 50),)), agent)
+    assert result.study.state is StudyState.FAILED
+    assert "no such file" in result.study.reason
+    assert len(result.trials) <= 4
+
+
+async def test_a_slot_that_others_hold_is_waited_for(coordinator, serve):
+    agent = await serve(slots=1)
+    agent.slots = 0
+    study = asyncio.ensure_future(coordinator.run(make_spec(), agent))
+    agent.slots = 1
+    inventory_seen = asyncio.Event()
+    study.add_done_callback(lambda _: inventory_seen.set())
+    assert (await study).study.counts.completed == 3
+
+
+async def test_stopping_ends_the_attempts(coordinator, serve):
+    agent = await serve(script=forever)
+    study = asyncio.ensure_future(coordinator.run(make_spec(), agent))
+    await coordinator.wait_for(lambda: len(coordinator.seen(Report)) == 2)
+    coordinator.stop.set()
+    result = await study
+    assert result.study.state is StudyState.STOPPED
+    assert [trial.state for trial in result.trials] == [TrialState.STOPPED] * 2
+    assert agent.active_attempts() == []
+
+
+async def test_stopping_does_not_wait_for_stubborn_tasks(coordinator, serve):
+    agent = await serve(script=lambda r, t: fake.TaskScript(runs_for=math.inf, reports=1, stops_after=30))
+    study = asyncio.ensure_future(coordinator.run(make_spec(), agent, stop_limit=0.2))
+    await coordinator.wait_for(lambda: len(coordinator.seen(Report)) == 2)
+    begin = time.monotonic()
+    coordinator.stop.set()
+    result = await study
+    assert time.monotonic() - begin < 2.0
+    assert result.study.state is StudyState.STOPPED
+    assert read_study(coordinator.path / "study.db").state is StudyState.STOPPED
+
+
+async def test_a_stop_before_the_beginning(coordinator, serve):
+    coordinator.stop.set()
+    result = await coordinator.run(make_spec(), await serve())
+    assert result.study.state is StudyState.STOPPED
+    assert not coordinator.path.exists()
+
+
+async def test_a_lost_host_leaves_its_trials_to_the_other(coordinator, serve):
+    def script(request, task):
+        return forever(request, task) if lost_runs else fake.default_script(request, task)
+
+    lost_runs = True
+    lost = await serve("a", slots=1, script=script)
+    study = asyncio.ensure_future(
+        coordinator.run(make_spec(parallel_trials=1), lost, await serve("b", slots=1))
+    )
+    await coordinator.wait_for(lambda: coordinator.seen(Report))
+    await lost.close()
+    result = await study
+    assert result.study.counts.completed == 3
+    assert any("is lost" in notice.message for notice in coordinator.seen(Notice))
+
+
+async def test_a_crash_of_ours_fails_the_study_with_its_details(coordinator, serve, monkeypatch):
+    def broken(update):
+        if isinstance(update, Trial):
+            raise TypeError("broken observer")
+
+    monkeypatch.setattr(coordinator, "observe", broken)
+    result = await coordinator.run(make_spec(), await serve(script=forever))
+    assert result.study.state is StudyState.FAILED
+    assert "broken observer" in result.study.reason
+    assert "Traceback" in (coordinator.path / "logs" / "coordinator.log").read_text()
+
+
+async def test_unreachable_hosts_are_all_named(coordinator, tmp_path):
+    class Gone:
+        def __init__(self, name):
+            self.address = f"unix:{tmp_path}/{name}.sock"
+
+    with pytest.raises(HostsError) as error:
+        await coordinator.run(make_spec(), Gone("x"), Gone("y"))
+    assert "x.sock: no agent listens there" in str(error.value)
+    assert "y.sock: no agent listens there" in str(error.value)
+    assert not coordinator.path.exists()
+
+
+async def test_what_can_never_be_placed_is_said_at_the_start(coordinator, serve):
+    with pytest.raises(HostsError, match=r"cluster\.workers is 3, but the hosts have 2 slots"):
+        await coordinator.run(make_spec(cluster=Cluster(1, 3)), await serve(slots=2))
+
+
+async def test_the_study_is_shown_first_running_and_last_completed(coordinator, serve):
+    await coordinator.run(make_spec(), await serve())
+    states = [study.state for study in coordinator.seen(Study)]
+    assert states[0] is StudyState.RUNNING
+    assert states[-1] is StudyState.COMPLETED

@@ -1,0 +1,272 @@
+"""StudyService on a Unix socket, with scripted agents behind it and real clients before it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+import nhop
+from coordinator.domain import Report, StudyState, Trial, TrialState
+from coordinator.errors import ConfigError, HostsError, UsageError
+from coordinator.hosts import AgentAddress
+from coordinator.manager import ManagedStudy, Watcher
+from coordinator.service import serve
+from coordinator.store_reader import read_trials
+from nhop.client import StudyExistsError, StudyNotFoundError, UnreachableError
+from tests.fakes import scripted_agent as fake
+
+CONFIG = {"cluster": {"ps": 0, "workers": 1}, "opt_stages": [[10, 4]], "seed": 3}
+
+
+class Served:
+    """A served coordinator, and what blocking clients do in threads."""
+
+    def __init__(self, address):
+        self.address = address
+        self.client = nhop.Client(address)
+
+    async def call(self, function, *arguments, **options):
+        return await asyncio.to_thread(function, *arguments, **options)
+
+    async def submit(self, config=CONFIG, **options):
+        return await self.call(self.client.submit, config, **options)
+
+    async def watch(self, study_id):
+        return await self.call(lambda: list(self.client.watch(study_id)))
+
+    async def watch_until(self, study_id, condition):
+        def first():
+            return next(update for update in self.client.watch(study_id) if condition(update))
+
+        return await self.call(first)
+
+
+@pytest.fixture
+async def agent(tmp_path):
+    agent = fake.ScriptedAgent(slots=2)
+    await agent.serve(f"unix:{tmp_path}/agent.sock")
+    yield agent
+    await agent.close()
+
+
+@pytest.fixture
+async def served(agent, tmp_path):
+    stop, announced = asyncio.Event(), asyncio.Event()
+    address = f"unix:{tmp_path}/coordinator.sock"
+    serving = asyncio.create_task(
+        serve(
+            address,
+            agents=[AgentAddress(agent.address)],
+            runs_directory=tmp_path / "runs",
+            stop=stop,
+            announce=lambda text: announced.set(),
+        )
+    )
+    async with asyncio.timeout(10):
+        await announced.wait()
+    served = Served(address)
+    yield served
+    served.client.close()
+    stop.set()
+    await serving
+
+
+def forever(request, task):
+    return fake.TaskScript(runs_for=math.inf, reports=1)
+
+
+async def test_a_submitted_study_completes_while_it_is_watched(served):
+    study = await served.submit()
+    updates = await served.watch(study.study_id)
+    assert updates[-1].state is StudyState.COMPLETED
+    assert updates[-1].counts.completed == 4
+    assert any(isinstance(update, Report) for update in updates)
+    assert {u.number for u in updates if isinstance(u, Trial)} == {1, 2, 3, 4}
+
+
+async def test_results_agree_with_the_store(served):
+    study = await served.submit()
+    end = (await served.watch(study.study_id))[-1]
+    trials = await served.call(lambda: list(served.client.trials(study.study_id)))
+    stored = read_trials(Path(end.output_directory) / "study.db")
+    assert [(t.number, t.loss, t.parameters) for t in trials] == [
+        (t.number, t.loss, t.parameters) for t in stored
+    ]
+    assert (await served.call(served.client.best, study.study_id)) == end.best
+    assert (Path(end.output_directory) / "summary.json").exists()
+
+
+async def test_yaml_and_an_id_of_the_client_s_own(served):
+    study = await served.submit("opt_stages: [[10, 1]]\ncluster: {ps: 0, workers: 1}\n", study_id="mine")
+    assert study.study_id == "mine"
+    assert [s.study_id for s in await served.call(served.client.list)] == ["mine"]
+
+
+async def test_an_id_is_taken_once(served):
+    await served.submit(study_id="mine")
+    with pytest.raises(StudyExistsError, match="mine"):
+        await served.submit(study_id="mine")
+
+
+async def test_every_problem_of_a_configuration_comes_back(served):
+    with pytest.raises(ConfigError) as error:
+        await served.submit({**CONFIG, "opt_stages": [[10, 0]], "nonsense": 1})
+    keys = [problem.key for problem in error.value.problems]
+    assert any(key.startswith("opt_stages") for key in keys)
+    assert "nonsense" in keys
+
+
+async def test_a_bad_id_is_named(served):
+    with pytest.raises(ConfigError, match="study_id"):
+        await served.submit(study_id="No Good")
+
+
+async def test_what_can_never_be_placed_is_refused(served):
+    with pytest.raises(HostsError, match=r"cluster\.workers is 5"):
+        await served.submit({**CONFIG, "cluster": {"ps": 1, "workers": 5}})
+
+
+async def test_an_unknown_study(served):
+    with pytest.raises(StudyNotFoundError, match="nobody"):
+        await served.call(served.client.get, "nobody")
+
+
+async def test_no_best_trial_yet(served, agent):
+    agent.script = forever
+    study = await served.submit()
+    with pytest.raises(StudyNotFoundError, match="no trial"):
+        await served.call(served.client.best, study.study_id)
+
+
+async def test_stopping_a_study(served, agent):
+    agent.script = forever
+    study = await served.submit()
+    await served.watch_until(study.study_id, lambda update: isinstance(update, Report))
+    await served.call(served.client.stop, study.study_id)
+    end = (await served.watch(study.study_id))[-1]
+    assert end.state is StudyState.STOPPED
+    assert agent.active_attempts() == []
+
+
+async def test_stopping_an_ended_study_leaves_it_as_it_is(served):
+    study = await served.submit()
+    await served.watch(study.study_id)
+    assert (await served.call(served.client.stop, study.study_id)).state is StudyState.COMPLETED
+
+
+async def test_studies_share_the_agents(served, agent):
+    """Each of three studies gets trials done before any of them is through."""
+    agent.script = lambda request, task: fake.TaskScript(runs_for=0.05)
+    studies = [await served.submit({**CONFIG, "opt_stages": [[10, 10]]}) for _ in range(3)]
+    ends = await asyncio.gather(*(served.watch(study.study_id) for study in studies))
+    assert [end[-1].counts.completed for end in ends] == [10, 10, 10]
+    order = [request.attempt.study_id for name, request in agent.calls if name == "StartAttempt"]
+    assert set(order[:15]) == {study.study_id for study in studies}
+
+
+async def test_trials_come_in_pages(served):
+    study = await served.submit()
+    await served.watch(study.study_id)
+    from nhop.v1 import study_pb2, study_pb2_grpc
+
+    def pages():
+        with grpc.insecure_channel(served.address) as channel:
+            stub = study_pb2_grpc.StudyServiceStub(channel)
+            request = study_pb2.ListTrialsRequest(study_id=study.study_id, page_size=3)
+            first = stub.ListTrials(request)
+            request.after_trial = first.next_after_trial
+            return first, stub.ListTrials(request)
+
+    first, second = await served.call(pages)
+    assert [t.number for t in first.trials] == [1, 2, 3]
+    assert [t.number for t in second.trials] == [4]
+    assert second.next_after_trial == 0
+
+
+def test_a_slow_watcher_is_cut_off(monkeypatch):
+    monkeypatch.setattr("coordinator.manager.UPDATES_AHEAD", 2)
+    watcher = Watcher()
+    for number in range(3):
+        watcher.put(Trial(number, 1, TrialState.RUNNING, {}))
+    assert watcher.too_slow
+    assert watcher.queue.get_nowait() is None
+
+
+async def test_a_slow_watcher_is_told(served, agent, monkeypatch):
+    agent.script = forever
+    study = await served.submit()
+
+    @contextlib.contextmanager
+    def overflowing(self):
+        watcher = Watcher()
+        watcher.too_slow = True
+        watcher.queue.put_nowait(None)
+        yield watcher
+
+    monkeypatch.setattr(ManagedStudy, "watch", overflowing)
+    with pytest.raises(nhop.CoordinatorError, match="RESOURCE_EXHAUSTED"):
+        await served.watch(study.study_id)
+
+
+async def test_health_and_reflection(served):
+    def ask():
+        with grpc.insecure_channel(served.address) as channel:
+            health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+            request = reflection_pb2.ServerReflectionRequest(list_services="")
+            answers = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([request]))
+            return health.status, {s.name for s in next(answers).list_services_response.service}
+
+    status, services = await served.call(ask)
+    assert status == health_pb2.HealthCheckResponse.SERVING
+    assert "nhop.v1.StudyService" in services
+    assert "grpc.health.v1.Health" in services
+
+
+async def test_the_plain_client_of_the_examples(served):
+    example = Path(__file__).parents[2] / "examples" / "client.py"
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, str(example), served.address, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    output, _ = await process.communicate()
+    assert "STUDY_STATE_COMPLETED: best loss" in output.decode()
+    assert "trial 1: step 300, loss" in output.decode()
+
+
+async def refused(address, tmp_path):
+    with pytest.raises(UsageError) as error:
+        await serve(
+            address, agents=[], runs_directory=tmp_path, stop=asyncio.Event(), announce=lambda text: None
+        )
+    return str(error.value)
+
+
+async def test_a_port_in_use(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        assert "in use" in await refused(f"127.0.0.1:{port}", tmp_path)
+
+
+async def test_a_socket_in_use(served, tmp_path):
+    assert "in use" in await refused(served.address, tmp_path)
+
+
+async def test_only_this_machine_is_served(tmp_path):
+    assert "TLS" in await refused("0.0.0.0:7000", tmp_path)
+
+
+def test_no_coordinator_at_all(tmp_path):
+    with (
+        nhop.Client(f"unix:{tmp_path}/none.sock") as client,
+        pytest.raises(UnreachableError, match="--serve"),
+    ):
+        client.list()

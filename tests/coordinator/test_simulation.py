@@ -1,0 +1,70 @@
+"""Whole studies, in random orders and with random faults."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from coordinator.domain import Cluster, StageBudget, StudyState, TrialState
+from nhop_models.contract import FailureKind
+from tests.coordinator.simulation import Simulation, loss_of
+from tests.coordinator.studies import make_spec
+
+STAGES = (StageBudget(10, 12), StageBudget(5, 6))
+FAULTS = {"KILLED": 0.05, "CRASHED": 0.03, "PEER_LOST": 0.01, "INTERNAL": 0.01, "USER_CODE": 0.01}
+FAULTS |= {"lose": 0.01, "find": 0.1, "foreign": 0.05}
+
+
+def simulate(seed: int, cluster: Cluster, faults: dict[str, float] | None = None, **hosts: int) -> Simulation:
+    spec = make_spec(stages=STAGES, cluster=cluster, max_attempts=100)
+    chance = (lambda what: faults.get(what, 0.0)) if faults else (lambda what: 0.0)
+    simulation = Simulation(spec, hosts or {"a": 2, "b": 3}, random.Random(seed), chance=chance)
+    simulation.run()
+    return simulation
+
+
+@pytest.fixture(scope="module")
+def reference():
+    """The study one trial at a time, without faults."""
+    return simulate(0, Cluster(0, 1), a=1).machine.trials()
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("cluster", [Cluster(0, 1), Cluster(2, 4), Cluster(1, 2)], ids=str)
+def test_the_same_parameters_whatever_the_order(seed, cluster, reference):
+    trials = simulate(seed, cluster).machine.trials()
+    assert [trial.parameters for trial in trials] == [trial.parameters for trial in reference]
+    assert [trial.loss for trial in trials] == [loss_of(trial.parameters) for trial in trials]
+
+
+@pytest.mark.parametrize("seed", range(100))
+@pytest.mark.parametrize("cluster", [Cluster(0, 1), Cluster(2, 4), Cluster(1, 2)], ids=str)
+def test_faults_lose_no_trial_and_count_none_twice(seed, cluster):
+    simulation = simulate(seed, cluster, FAULTS)
+    study = simulation.machine.study()
+    trials = simulation.machine.trials()
+    if study.state is StudyState.FAILED:
+        kinds = {trial.failure.kind for trial in trials if trial.failure}
+        assert "hosts are reachable" in study.reason or FailureKind.USER_CODE in kinds
+        return
+    assert study.state is StudyState.COMPLETED
+    assert [len(simulation.ends[number]) for number in range(1, 19)] == [1] * 18
+    assert study.counts.completed + study.counts.failed == 18
+    failed = [trial.failure.kind for trial in trials if trial.state is TrialState.FAILED]
+    assert set(failed) <= {FailureKind.USER_CODE}
+    assert all(trial.loss == loss_of(trial.parameters) for trial in trials if trial.loss is not None)
+    assert simulation.running == {}
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_slots_are_never_asked_for_twice(seed):
+    """Without others on the hosts and without losses, no prepare is ever refused."""
+    simulation = simulate(seed, Cluster(1, 2), {"KILLED": 0.1, "USER_CODE": 0.01})
+    assert all(
+        trial.attempts == 1 + sum("attempt" in n for n in trial.notes)
+        for trial in simulation.machine.trials()
+    )
+    refused = [timer for timer in simulation.timers if type(timer.timer).__name__ == "BackOffTimer"]
+    assert refused == []
+    assert set(simulation.started.values()) <= {1, 2}
