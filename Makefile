@@ -13,10 +13,11 @@ help:  ## Shows this list
 setup: $(STAMP)  ## Makes the environment in .venv
 
 $(STAMP): requirements.lock pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "NHOP needs Python 3.11 or newer; run: make PYTHON=/path/to/python3.11 " + "setup")'
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "NHOP needs Python 3.11 or newer: make PYTHON=/path/to/python3.11")'
+	@echo "making the environment in .venv: TensorFlow and all else, a minute or more"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
 demo: $(STAMP)  ## Runs a small study with a parameter server and two workers on this machine

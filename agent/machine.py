@@ -249,7 +249,7 @@ class AttemptMachine:
                 self._begin_stop(StopReason.FAILED, now)
             elif late := [t for t in self._living() if _passed(t.start_deadline, now)]:
                 for task in late:
-                    message = f"{task.id} was not ready to train {self._limits.start:g} s after its start"
+                    message = f"{task.id} was not ready to train {self._limits.start:g} s after its start (start_limit)"
                     task.imposed = Failure(FailureKind.START_TIMEOUT, message)
                 self._begin_stop(StopReason.FAILED, now)
         for task in self._living():
@@ -260,7 +260,7 @@ class AttemptMachine:
         living = self._living()
         workers = [task for task in living if task.id.role is TaskRole.WORKER]
         for task in workers or living:
-            message = f"{task.id} ran longer than its time limit of {self._limits.run:g} s"
+            message = f"{task.id} ran longer than {self._limits.run:g} s (run_limit)"
             task.imposed = Failure(FailureKind.TIME_LIMIT, message)
 
     def _take_over(self, now: float) -> None:

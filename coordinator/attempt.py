@@ -75,7 +75,7 @@ class Stopped:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A host had no room or did not answer; nothing was started. ``leased``: some host may know the attempt."""
+    """No room, or no answer; nothing was started. ``leased``: a host may know the attempt."""
 
     leased: bool
 

@@ -105,7 +105,7 @@ class StageBudget:
 class Limits:
     """Deadlines of an attempt in seconds; ``run`` None: no limit."""
 
-    start: float = 60.0
+    start: float = 300.0
     stop_grace: float = 2.0
     terminate_grace: float = 2.0
     run: float | None = None

@@ -52,6 +52,11 @@ class PrivateAgent:
         """Where to reach it."""
         return AgentAddress(f"unix:{self._folder}/agent.sock", name="localhost")
 
+    @property
+    def pid(self) -> int | None:
+        """Its process id; None before ``start``."""
+        return self._process.pid if self._process is not None else None
+
     async def start(self) -> AgentLink:
         """Starts it and waits until it answers; raises StudyFailedError with the end of its log."""
         self._log.parent.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import stat
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -160,15 +161,20 @@ async def serve(
         target = parse_address(address)
     except ValueError as error:
         raise UsageError(f"--serve {error}") from error
+    try:
+        await asyncio.to_thread(runs_directory.mkdir, parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"{runs_directory}: no results can be kept there ({error.strerror}); choose another --output"
+        ) from error
     server = grpc.aio.server(options=SERVER_OPTIONS)
     _bind(server, target)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(server.stop, 0)
         watching: list[Awaitable[None]] = []
         if agents is None:
-            private = PrivateAgent(
-                runs_directory / ".agent", runs_directory / "agent.log", max(PRIVATE_SLOTS, usable_cores())
-            )
+            state = runs_directory / f".agent-{os.getpid()}"
+            private = PrivateAgent(state, runs_directory / "agent.log", max(PRIVATE_SLOTS, usable_cores()))
             stack.push_async_callback(private.close, LAST_MOMENT)
             link = await private.start()
             links, slots, total = {link.name: link}, {link.name: private.slots}, usable_cores()
@@ -185,6 +191,9 @@ async def serve(
         study_pb2_grpc.add_StudyServiceServicer_to_server(StudyService(manager), server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
         await server.start()
+        if target.startswith("unix:"):
+            # Who may connect may run code here: the owner alone.
+            await asyncio.to_thread(Path(target.removeprefix("unix:")).chmod, 0o600)
         for name in ("", SERVICE):
             await healthy.set(name, health_pb2.HealthCheckResponse.SERVING)
         announce(f"serving {SERVICE} at {target}, results in {runs_directory}")

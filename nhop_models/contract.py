@@ -168,7 +168,7 @@ class TaskSpec:
     working_directory: str = ""
     sync_replicas: bool = False
     report_interval: float = 0.25
-    start_limit: float = 60.0
+    start_limit: float = 300.0
     stop_grace: float = 2.0
     threads: int = 1
 

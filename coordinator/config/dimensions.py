@@ -20,6 +20,9 @@ ACTIVATIONS = (
 )  # fmt: skip
 """Keras's activations that make sense between the layers of a regressor."""
 
+LAYER_KEYS = {"hidden_layers": ("hidden_layers", "nodes_per_layer"), "activation": ("activation",)}
+"""Hyper-parameters of the Regressor's layers, and the keys that ask for them with another model."""
+
 _RANGE_KEYS = ("low", "high", "log", "step")
 _TYPES = ("float", "int", "choice", "layers")
 _UNSUPPORTED = ("condition", "conditions", "when")
@@ -43,6 +46,11 @@ class SpaceReader:
             "activation": self._names(("activation",), keys.activation, ACTIVATIONS if regressor else None),
             "train_optimizer": self._names(("train_optimizer",), keys.train_optimizer, OPTIMIZERS),
         }
+        if not regressor:
+            # A model of the user's need not have these; searched in vain they would only mislead.
+            for name, keys_of in LAYER_KEYS.items():
+                if not any(key in self._document.data for key in keys_of):
+                    del read[name]
         read |= self._own(keys.search_space)
         return {name: dimension for name, dimension in read.items() if dimension is not None}
 

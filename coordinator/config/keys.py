@@ -171,7 +171,9 @@ class Keys(_Keys):
     parallel_trials: OptionalPositive = Field(None, description="trials at once; default: as many as fit")
     max_attempts: Positive = Field(3, description="tries of a trial that fails without its own fault")
     time_budget: OptionalSeconds = Field(None, description="seconds, or such as 2h30m, for the whole study")
-    start_limit: Seconds = Field(60.0, description="seconds until every task must be up")
+    start_limit: Seconds = Field(
+        300.0, description="seconds until every task is ready to train, its data loaded"
+    )
     run_limit: OptionalSeconds = Field(None, description="seconds that one attempt may take")
     stop_grace: Seconds = Field(2.0, description="seconds from SIGUSR1 to SIGTERM")
     terminate_grace: Seconds = Field(2.0, description="seconds from SIGTERM to SIGKILL")

@@ -26,12 +26,15 @@ _WIDTH = 10_000  # never wrap: one key, one line, one comment
 def render(keys: Keys, space: Mapping[str, Any]) -> str:
     """Writes one line a key with what it is for; ``space`` as ``space_to_json`` gives it."""
     data = keys.model_dump(mode="json")
-    data |= {name: _short(space[name]) for name in SEARCHED if name != "hidden_layers"}
-    layers = space["hidden_layers"]
-    if layers["type"] == "layers":
-        data["hidden_layers"], data["nodes_per_layer"] = _short(layers["count"]), _short(layers["nodes"])
-    else:
-        data["hidden_layers"], data["nodes_per_layer"] = {"layers": layers["options"][0]}, None
+    searched = [name for name in SEARCHED if name != "hidden_layers"]
+    data |= {name: _short(space[name]) if name in space else None for name in searched}
+    data["hidden_layers"] = None
+    data["nodes_per_layer"] = None
+    if (layers := space.get("hidden_layers")) is not None:
+        if layers["type"] == "layers":
+            data["hidden_layers"], data["nodes_per_layer"] = _short(layers["count"]), _short(layers["nodes"])
+        else:
+            data["hidden_layers"] = {"layers": layers["options"][0]}
     data["search_space"] = {name: value for name, value in space.items() if name not in SEARCHED}
     lines = []
     for name, field in Keys.model_fields.items():

@@ -236,7 +236,7 @@ class _Resolver:
             found = [str(Path.cwd()), str(Path(sys.path[0]).absolute()) if sys.path and sys.path[0] else ""]
         else:
             found = [str(self._folder), str(Path.cwd())]
-        return tuple(dict.fromkeys(folder for folder in found if Path(folder).is_dir()))
+        return tuple(dict.fromkeys(folder for folder in found if folder and Path(folder).is_dir()))
 
     def _note(self) -> None:
         for key, why in WITHOUT_EFFECT.items():

@@ -9,15 +9,28 @@ import time
 
 import pytest
 
-from coordinator.agent_link import Patience
+from coordinator.agent_link import AgentLink, Patience
 from coordinator.directory import StudyDirectory
-from coordinator.domain import Cluster, Notice, Report, StageBudget, Study, StudyState, Trial, TrialState
-from coordinator.errors import HostsError
+from coordinator.domain import (
+    AttemptId,
+    Cluster,
+    Notice,
+    Report,
+    StageBudget,
+    StopReason,
+    Study,
+    StudyState,
+    Trial,
+    TrialState,
+)
+from coordinator.errors import HostsError, StudyFailedError
 from coordinator.hosts import AgentAddress
+from coordinator.instructions import AttemptRecord, PrepareAttempt, StopAttempt
 from coordinator.runtime import run_study
+from coordinator.store import Store
 from coordinator.store_reader import read_reports, read_study, read_trials
 from nhop.v1 import types_pb2
-from nhop_models.contract import FailureKind
+from nhop_models.contract import FailureKind, TaskId
 from tests.coordinator.studies import make_spec
 from tests.fakes import scripted_agent as fake
 
@@ -85,6 +98,41 @@ def fails(kind, *, trial=None, attempts=math.inf, message="scripted"):
     return script
 
 
+class Calls(list):
+    """Calls of an agent; ``first`` is set by the first."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = asyncio.Event()
+
+    def append(self, call):
+        super().append(call)
+        self.first.set()
+
+
+class Gate:
+    """Holds commits with certain items back until it is opened."""
+
+    def __init__(self, monkeypatch, condition):
+        self.reached, self.open = asyncio.Event(), asyncio.Event()
+        commit = Store.commit
+
+        async def held(store, items, reports):
+            if condition(items):
+                self.reached.set()
+                await self.open.wait()
+            await commit(store, items, reports)
+
+        monkeypatch.setattr(Store, "commit", held)
+
+
+async def round_trip(agent):
+    """Whatever was sent to the agent before has arrived there after this."""
+    link = AgentLink(AgentAddress(agent.address))
+    await link.inventory()
+    await link.close()
+
+
 def forever(request, task):
     return fake.TaskScript(runs_for=math.inf, reports=1)
 
@@ -109,6 +157,43 @@ async def test_agents_forget_what_is_acknowledged(coordinator, serve):
     agent = await serve()
     await coordinator.run(make_spec(), agent)
     assert agent.known_attempts() == []
+
+
+async def test_nothing_is_sent_before_what_it_follows_from_is_committed(coordinator, serve, monkeypatch):
+    agent, gate = await serve(), Gate(monkeypatch, lambda items: True)
+    study = asyncio.ensure_future(coordinator.run(make_spec(), agent))
+    await gate.reached.wait()
+    await round_trip(agent)
+    assert agent.calls == []
+    gate.open.set()
+    assert (await study).study.counts.completed == 3
+
+
+async def test_nothing_is_acknowledged_before_it_is_committed(coordinator, serve, monkeypatch):
+    def ends_an_attempt(items):
+        return any(isinstance(item, AttemptRecord) and item.ended_at is not None for item in items)
+
+    agent, gate = await serve(slots=1), Gate(monkeypatch, ends_an_attempt)
+    study = asyncio.ensure_future(coordinator.run(make_spec(), agent))
+    await gate.reached.wait()
+    await round_trip(agent)
+    assert len(agent.known_attempts()) == 1
+    gate.open.set()
+    await study
+    assert agent.known_attempts() == []
+
+
+async def test_a_store_that_cannot_be_written_fails_the_study(coordinator, serve, monkeypatch):
+    async def full(self, items, reports):
+        if reports:
+            raise StudyFailedError("study.db: cannot be written (disk full)")
+
+    monkeypatch.setattr(Store, "commit", full)
+    agent = await serve(script=forever)
+    result = await coordinator.run(make_spec(), agent)
+    assert result.study.state is StudyState.FAILED
+    assert "disk full" in result.study.reason
+    assert agent.active_attempts() == []
 
 
 async def test_streams_that_break_lose_nothing(coordinator, serve):
@@ -161,12 +246,17 @@ async def test_a_hopeless_model_ends_the_study(coordinator, serve):
 
 async def test_a_slot_that_others_hold_is_waited_for(coordinator, serve):
     agent = await serve(slots=1)
-    agent.slots = 0
+    other = AttemptId("other", 1, 1)
+    link = AgentLink(AgentAddress(agent.address))
+    await link.execute(
+        PrepareAttempt(other, link.name, (TaskId.parse("worker/0"),), ports=False), make_spec()
+    )
+    agent.calls = Calls()
     study = asyncio.ensure_future(coordinator.run(make_spec(), agent))
-    agent.slots = 1
-    inventory_seen = asyncio.Event()
-    study.add_done_callback(lambda _: inventory_seen.set())
+    await agent.calls.first.wait()
+    await link.execute(StopAttempt(other, link.name, StopReason.RELEASED), make_spec())
     assert (await study).study.counts.completed == 3
+    await link.close()
 
 
 async def test_stopping_ends_the_attempts(coordinator, serve):

@@ -164,3 +164,10 @@ def test_a_search_space_that_is_none(space):
 def test_numbers_beyond_what_can_be_carried():
     assert problem({"search_space": {"x": [0, 2**53 + 1]}}).key == "search_space.x[1]"
     assert problem({"learning_rate": [1, math.inf]}).key == "learning_rate[1]"
+
+
+def test_a_model_of_the_users_has_layers_only_where_they_are_asked_for():
+    trained = {"learning_rate", "batch_size", "train_optimizer"}
+    assert set(load("nn_model: my:Net").space) == trained
+    assert set(load("nn_model: my:Net\nnodes_per_layer: [2, 3]").space) == trained | {"hidden_layers"}
+    assert set(load("nn_model: Regressor").space) == trained | {"hidden_layers", "activation"}
