@@ -249,7 +249,8 @@ class AttemptMachine:
                 self._begin_stop(StopReason.FAILED, now)
             elif late := [t for t in self._living() if _passed(t.start_deadline, now)]:
                 for task in late:
-                    message = f"{task.id} was not ready to train {self._limits.start:g} s after its start (start_limit)"
+                    limit = f"{self._limits.start:g} s after its start (start_limit)"
+                    message = f"{task.id} was not ready to train {limit}"
                     task.imposed = Failure(FailureKind.START_TIMEOUT, message)
                 self._begin_stop(StopReason.FAILED, now)
         for task in self._living():
