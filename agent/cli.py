@@ -87,7 +87,8 @@ class _PortRange(click.ParamType[tuple[int, int]]):
     "--parent-pipe",
     type=click.IntRange(min=0),
     metavar="FD",
-    help="End in order when the other end of this pipe is closed (used by nhop-coordinator).",
+    help="Be private to who holds the other end of this pipe: end in order when it is closed, and "
+    "remove the state directory (used by nhop-coordinator).",
 )
 @click.option("--verbose", is_flag=True, help="Log what happens to stderr, not only what is amiss.")
 def main(
@@ -124,8 +125,9 @@ def serve(config: AgentConfig) -> int:
     from agent import server  # gRPC only now: logging has to be configured before it
 
     def announce(address: str) -> None:
-        click.echo(f"nhop-agent listens on {address} ({config.slots} slots)")
-        sys.stdout.flush()
+        if config.parent_pipe is None:
+            click.echo(f"nhop-agent listens on {address} ({config.slots} slots)")
+            sys.stdout.flush()
 
     try:
         uvloop.run(server.run(config, announce))

@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import shutil
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -74,6 +75,16 @@ async def run(config: AgentConfig, announce: Callable[[str], None]) -> None:
         stop.close()
         if config.listen.path is not None:
             config.listen.path.unlink(missing_ok=True)
+        if config.parent_pipe is not None:
+            _leave_nothing(config)
+
+
+def _leave_nothing(config: AgentConfig) -> None:
+    """A private agent takes its files away: whoever started it may be gone before it."""
+    shutil.rmtree(config.state_dir, ignore_errors=True)
+    if config.listen.path is not None:
+        with contextlib.suppress(OSError):  # not empty: it is more than the socket's place
+            config.listen.path.parent.rmdir()
 
 
 class _StopRequest:

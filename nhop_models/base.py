@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     import keras
+    import numpy as np
 
     from nhop_models.runtime.trainer import Training
 
-Arrays = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
+Arrays: TypeAlias = "tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]"
 """Features and targets, the same number of rows in both."""
 
 

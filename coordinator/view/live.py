@@ -56,6 +56,9 @@ class LiveView:
         self._progress.take(update)
         if isinstance(update, Trial) and update.state.ended:
             self._ended.append(update)
+            if update.failure is not None:
+                line = f"trial {update.number} {update.state.value}: {update.failure.message}"
+                self._live.console.print(Text(line, style="red"))
         elif isinstance(update, Notice):
             style = "yellow" if update.warning else "dim"
             self._live.console.print(Text(update.message, style=style))

@@ -171,9 +171,3 @@ def test_a_model_of_the_users_has_layers_only_where_they_are_asked_for():
     assert set(load("nn_model: my:Net").space) == trained
     assert set(load("nn_model: my:Net\nnodes_per_layer: [2, 3]").space) == trained | {"hidden_layers"}
     assert set(load("nn_model: Regressor").space) == trained | {"hidden_layers", "activation"}
-
-
-def test_layers_are_searched_for_another_model_only_where_they_are_asked_for():
-    assert set(load("nn_model: my:Net").space) == {"learning_rate", "batch_size", "train_optimizer"}
-    assert "activation" in load("nn_model: my:Net\nactivation: relu").space
-    assert "hidden_layers" in load("nn_model: my:Net\nnodes_per_layer: 3").space
