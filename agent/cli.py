@@ -125,9 +125,8 @@ def serve(config: AgentConfig) -> int:
     from agent import server  # gRPC only now: logging has to be configured before it
 
     def announce(address: str) -> None:
-        if config.parent_pipe is None:
-            click.echo(f"nhop-agent listens on {address} ({config.slots} slots)")
-            sys.stdout.flush()
+        click.echo(f"nhop-agent listens on {address} ({config.slots} slots)")
+        sys.stdout.flush()
 
     try:
         uvloop.run(server.run(config, announce))

@@ -31,8 +31,8 @@ def usable_cores() -> int:
 class PrivateAgent:
     """One agent of our own: ``start``, ``closed_by_itself``, ``close``.
 
-    ``state`` is a folder for its attempts, removed at the end; ``log`` takes its stdout and stderr,
-    and is removed where it stayed empty. It ends by itself when this process dies.
+    ``state`` is a folder for its attempts, removed at the end; ``log`` takes its stderr, and is
+    removed where it stayed empty. It ends by itself when this process dies.
     """
 
     def __init__(self, state: Path, log: Path, slots: int) -> None:
@@ -70,7 +70,7 @@ class PrivateAgent:
                     *("--listen", self.address.target, "--state-dir", str(self._state)),
                     *("--slots", str(self.slots), "--parent-pipe", str(read)),
                     stdin=asyncio.subprocess.DEVNULL,
-                    stdout=log,
+                    stdout=asyncio.subprocess.DEVNULL,
                     stderr=log,
                     env=environment,
                     pass_fds=(read,),
