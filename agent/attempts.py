@@ -14,6 +14,7 @@ import errno
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,7 +26,6 @@ from nhop_models.contract import (
     Outcome,
     TaskId,
     TaskSpec,
-    boot_time,
     write_atomically,
     write_lease,
 )
@@ -114,7 +114,7 @@ class AttemptDirectory:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             # A full disk is no reason to end the tasks: the old file has room for the new time.
-            text = repr(boot_time() + seconds).encode()
+            text = repr(time.monotonic() + seconds).encode()
             with (self.path / LEASE_FILE).open("r+b") as file:
                 file.write(text)
                 file.truncate()

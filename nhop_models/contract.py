@@ -7,8 +7,8 @@ The attempt directory holds::
 
     spec.json             what to train (TaskSpec); written by the agent before the first fork
     doorbell              a FIFO: a task writes a byte after each record, so that the agent reads at once
-    lease                 until when the tasks may run without a living agent (Lease)
-    <task>.reports        the spool: framed, checksummed records, append-only (SpoolWriter, read_spool)
+    lease                 until when the tasks may run without a living agent (write_lease)
+    <task>.reports        the spool: framed, checksummed records, append-only (SpoolWriter, decode_records)
     <task>.log            stdout and stderr
     <task>.outcome.json   the task's last word, written atomically (Outcome)
 
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import errno
 import json
 import os
 import signal
@@ -34,7 +35,7 @@ DOORBELL_FILE = "doorbell"
 LEASE_FILE = "lease"
 
 TASK_SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
-"""Ask a task to end: at its next step, and at once. Blocked in it, and taken by a thread of its own."""
+"""Ask a task to end: at its next step, and at once."""
 
 EXIT_NO_TASK = 70
 """Exit status of a process that could not become a task (its attempt directory is not usable)."""
@@ -266,8 +267,15 @@ class SpoolWriter:
         self._bell: int | None = None
 
     def append(self, kind: RecordKind, payload: Mapping[str, Any]) -> None:
-        """Writes one record; it is safe from the death of this process when this returns."""
-        os.write(self._file, encode_record(Record(kind, time.time(), payload)))
+        """Writes one record; it is safe from the death of this process when this returns.
+
+        Raises OSError where there is no room for it.
+        """
+        data = encode_record(Record(kind, time.time(), payload))
+        end = os.fstat(self._file).st_size
+        if os.write(self._file, data) < len(data):
+            os.ftruncate(self._file, end)  # a torn record would make all that follow it unreadable
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self._ring()
 
     def _ring(self) -> None:
@@ -288,20 +296,19 @@ class SpoolWriter:
 # --- the lease -------------------------------------------------------------------------------
 
 
-def boot_time() -> float:
-    """Seconds since boot, suspended time included: the clock of leases, which no one can set."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
 def write_lease(directory: Path, seconds: float) -> None:
-    """Lets the tasks of an attempt run for ``seconds`` from now without a living agent."""
-    write_atomically(directory / LEASE_FILE, repr(boot_time() + seconds))
+    """Lets the tasks of an attempt run for ``seconds`` from now without a living agent.
+
+    On the clock since boot, which nobody can set, and which stands still while the host is
+    suspended: tasks and agent sleep and wake together.
+    """
+    write_atomically(directory / LEASE_FILE, repr(time.monotonic() + seconds))
 
 
 def lease_expired(directory: Path) -> bool:
     """Whether no agent has renewed the lease in time; a lost lease file counts as expired."""
     try:
-        return boot_time() > float((directory / LEASE_FILE).read_text())
+        return time.monotonic() > float((directory / LEASE_FILE).read_text())
     except (OSError, ValueError):
         return True
 

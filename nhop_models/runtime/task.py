@@ -1,8 +1,9 @@
 """The frame of every task process: session, log, signals, lease, and the last word.
 
 SIGUSR1 asks the task to end at its next step; SIGTERM ends it now. Both are taken by a thread of
-their own, since the main thread may be inside TensorFlow, where Python's handlers never run. A
-task that does not come to its next step in time is ended by that thread, its outcome written.
+their own, through the interpreter's wakeup pipe, since the main thread may be inside TensorFlow,
+where Python's handlers never run. A task that does not come to its next step in time is ended by
+that thread, its outcome written. Processes that the user's code starts have the usual signals.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ import ctypes
 import gc
 import os
 import random
+import select
 import signal
 import sys
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -77,18 +80,43 @@ class Task:
             phase_seconds=dict(reporter.phase_seconds),
         )
 
-    def watch(self) -> None:
-        """Takes the signals, and looks after the lease (a thread)."""
-        while True:
-            received = signal.sigtimedwait(TASK_SIGNALS, LEASE_CHECK_SECONDS)
-            if received is not None:
-                break
+    def watch(self, wakeup: int) -> None:
+        """Takes the signals from the wakeup pipe, and looks after the lease (a thread)."""
+        while (received := _next_signal(wakeup, TASK_SIGNALS, LEASE_CHECK_SECONDS)) is None:
             if lease_expired(self.directory):
                 self.end(self.outcome(TaskStatus.STOPPED, "no agent has renewed the lease in time"))
-        if received.si_signo == signal.SIGUSR1:
+        if received == signal.SIGUSR1:
             self.stop.set()
-            signal.sigtimedwait((signal.SIGTERM,), NEXT_STEP_SECONDS)
+            _next_signal(wakeup, (signal.SIGTERM,), NEXT_STEP_SECONDS)
         self.end(self.outcome(TaskStatus.STOPPED))
+
+
+def take_signals() -> int:
+    """Unblocks the task's signals; returns a descriptor that gives the number of each, a byte each."""
+    wakeup, notify = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(notify, warn_on_full_buffer=False)
+    for number in TASK_SIGNALS:
+        signal.signal(number, lambda *_: None)
+    os.register_at_fork(after_in_child=_give_back_signals)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, TASK_SIGNALS)
+    return wakeup
+
+
+def _give_back_signals() -> None:
+    """For children that the user's code forks: theirs are not the task's signals."""
+    signal.set_wakeup_fd(-1)
+    for number in TASK_SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+
+
+def _next_signal(wakeup: int, wanted: Collection[int], seconds: float) -> int | None:
+    """The next of the wanted signals; None where none comes in time."""
+    deadline = time.monotonic() + seconds
+    while select.select([wakeup], [], [], max(deadline - time.monotonic(), 0.0))[0]:
+        number = os.read(wakeup, 1)[0]
+        if number in wanted:
+            return number
+    return None
 
 
 def run(directory: str, identity: TaskId, environment: Mapping[str, str]) -> None:
@@ -116,7 +144,7 @@ def run(directory: str, identity: TaskId, environment: Mapping[str, str]) -> Non
     os.chdir(spec.working_directory or folder)
 
     task = Task(folder, identity, spec)
-    threading.Thread(target=task.watch, name="nhop-watch", daemon=True).start()
+    threading.Thread(target=task.watch, args=(take_signals(),), name="nhop-watch", daemon=True).start()
     try:
         task.end(_work(task))
     except BaseException as error:  # noqa: BLE001  (whatever ended the task is its outcome)

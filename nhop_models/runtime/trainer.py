@@ -95,7 +95,9 @@ class Training:
                 f"the training loss became {loss} at global step {step} of {self._spec.train_epoch}",
             )
         self._task.reporter.report(step, loss)
-        self._ended = step >= self._spec.train_epoch or (self._chief and loss <= self._spec.train_tolerance)
+        tolerance = self._spec.train_tolerance
+        converged = self._chief and loss <= tolerance and tolerance > 0
+        self._ended = converged or step >= self._spec.train_epoch
         return loss
 
     def evaluate(self) -> float:

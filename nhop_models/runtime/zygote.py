@@ -2,7 +2,7 @@
 
 One thread, no TensorFlow operation, no device list: a child must find the runtime as untouched
 as after an import. Messages are JSON on a SOCK_SEQPACKET socket; the agent's side and the list of
-messages are in ``agent/processes.py``. Ends when the socket does.
+messages are in ``agent/zygote.py``. Ends when the socket does.
 """
 
 from __future__ import annotations

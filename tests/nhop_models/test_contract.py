@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import select
+import signal
 
 import pytest
 from hypothesis import given
@@ -58,6 +59,26 @@ def test_a_record_rings_the_doorbell_and_needs_none(tmp_path):
     finally:
         os.close(bell)
     assert len(records_of(tmp_path)) == 70_002
+
+
+def test_a_record_that_finds_no_room_leaves_no_part_of_it(tmp_path):
+    import resource
+
+    spool = SpoolWriter(tmp_path, CHIEF)
+    spool.append(RecordKind.READY, {})
+    size = (tmp_path / "worker-0.reports").stat().st_size
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, before[1]))
+    try:
+        with pytest.raises(OSError, match="space"):
+            spool.append(RecordKind.REPORT, {"step": 1})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert len(records_of(tmp_path)) == 1
+    spool.append(RecordKind.READY, {})
+    assert len(records_of(tmp_path)) == 2
 
 
 @given(st.lists(st.integers()), st.integers(min_value=0))

@@ -66,6 +66,15 @@ class Penalised(Base):
     def build_model(self, hp):
         layer = keras.layers.Dense(1, kernel_regularizer=keras.regularizers.L2(1e6))
         return keras.Sequential([keras.layers.Input((3,)), layer])
+class StartsProcesses(Base):
+    def load_data(self, hp):
+        import multiprocessing, subprocess
+        with multiprocessing.get_context("fork").Pool(2) as pool:
+            assert pool.map(abs, [-1, 2]) == [1, 2]
+        sleeper = subprocess.Popen(["sleep", "100"])
+        sleeper.terminate()
+        assert sleeper.wait(10) == -signal.SIGTERM
+        return super().load_data(hp)
 class Derived(str): pass
 class Conv(Base):
     loss = "sparse_categorical_crossentropy"
@@ -99,7 +108,7 @@ def run(make_attempt, project, name, **changes):
     return attempt
 
 
-@pytest.mark.parametrize("name", ["Good", "DependsOnOwnModules", "Conv"])
+@pytest.mark.parametrize("name", ["Good", "DependsOnOwnModules", "Conv", "StartsProcesses"])
 def test_a_users_model_trains(make_attempt, project, name):
     outcome = run(make_attempt, project, f"my_model:{name}").wait("worker/0")
     assert outcome.status is TaskStatus.COMPLETED, outcome
