@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import errno
 import json
+import logging
 import os
 import shutil
 import time
@@ -23,12 +24,16 @@ from agent.event_log import FILE_NAME
 from nhop_models.contract import (
     DOORBELL_FILE,
     LEASE_FILE,
+    FailureKind,
     Outcome,
     TaskId,
     TaskSpec,
+    TaskStatus,
     write_atomically,
     write_lease,
 )
+
+logger = logging.getLogger(__name__)
 
 DISCARDED_PREFIX = "."
 MANIFEST_FILE = "attempt.json"
@@ -126,22 +131,39 @@ class AttemptDirectory:
     def forget_task(self, task: TaskId) -> None:
         """Removes what a task wrote whose fork was lost; it is forked anew."""
         for path in (self.spool_path(task), self.outcome_path(task), self.log_path(task)):
-            path.unlink(missing_ok=True)
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                logger.error("cannot remove %s: %s", path, error.strerror)  # noqa: TRY400
 
     def read_outcome(self, task: TaskId) -> Outcome | None:
-        """The task's last word; None where there is none that can be read."""
-        with contextlib.suppress(ValueError, KeyError, TypeError, OSError):
+        """The task's last word; None where there is none, or a damaged one.
+
+        One that the system does not let be read is a failure for lack of resources.
+        """
+        try:
             return Outcome.read(self.outcome_path(task))
-        return None
+        except (ValueError, KeyError, TypeError):
+            return None
+        except OSError as error:
+            message = f"the outcome of {task} could not be read by its agent: {error.strerror}"
+            return Outcome(TaskStatus.FAILED, FailureKind.RESOURCES, message)
 
     def log_tail(self, task: TaskId) -> str:
-        """The last lines of the task's log."""
-        data = b"".join(self.read_log(task, -LOG_TAIL_BYTES))
+        """The last lines of the task's log, as far as it can be read."""
+        try:
+            data = b"".join(self.read_log(task, -LOG_TAIL_BYTES))
+        except OSError as error:
+            logger.error("cannot read %s: %s", self.log_path(task), error.strerror)  # noqa: TRY400
+            return ""
         lines = data.decode(errors="replace").splitlines()
         return "\n".join(lines[-LOG_TAIL_LINES:])
 
     def read_log(self, task: TaskId, offset: int, chunk: int = 1 << 16) -> Iterator[bytes]:
-        """The log from a byte on (negative: from the end), in chunks; nothing where there is none."""
+        """The log from a byte on (negative: from the end), in chunks; nothing where there is none.
+
+        OSError where it cannot be read.
+        """
         try:
             file = self.log_path(task).open("rb")
         except FileNotFoundError:
@@ -178,7 +200,7 @@ class AttemptDirectory:
     def discard(self) -> None:
         """Gives the directory a name by which nobody takes it for an attempt; it is to be deleted."""
         discarded = self.path.with_name(f"{DISCARDED_PREFIX}{self.path.name}")
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # it is deleted under its own name, then
             self.path = self.path.rename(discarded)
 
     def delete(self) -> None:

@@ -84,6 +84,14 @@ class _PortRange(click.ParamType[tuple[int, int]]):
     help="Tasks end by themselves when their agent has been gone for so long.",
 )
 @click.option(
+    "--abandon-limit",
+    type=click.FloatRange(1.0, 604_800.0),
+    default=600.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="What is left of a study is ended and deleted when no coordinator has followed it for so long.",
+)
+@click.option(
     "--parent-pipe",
     type=click.IntRange(min=0),
     metavar="FD",
@@ -97,6 +105,7 @@ def main(
     state_dir: Path | None,
     port_range: tuple[int, int],
     orphan_limit: float,
+    abandon_limit: float,
     parent_pipe: int | None,
     verbose: bool,
 ) -> None:
@@ -111,6 +120,7 @@ def main(
         slots=slots or usable_cores(),
         ports=port_range,
         orphan_limit=orphan_limit,
+        abandon_limit=abandon_limit,
         parent_pipe=parent_pipe,
     )
     logging.basicConfig(

@@ -100,7 +100,8 @@ class AgentConfig:
     """``lease_timeout`` and ``orphan_limit`` in seconds.
 
     Tasks end by themselves when no agent has lived for ``orphan_limit``; a lease that is not started
-    within ``lease_timeout`` is released. ``parent_pipe``: the agent ends when this descriptor does.
+    within ``lease_timeout`` is released; attempts of a study to which nobody has subscribed for
+    ``abandon_limit`` are stopped and forgotten. ``parent_pipe``: the agent ends when this descriptor does.
     """
 
     listen: ListenAddress
@@ -109,5 +110,6 @@ class AgentConfig:
     ports: tuple[int, int] = DEFAULT_PORTS
     orphan_limit: float = 60.0
     lease_timeout: float = 30.0
+    abandon_limit: float = 600.0
     parent_pipe: int | None = None
     zygote_command: tuple[str, ...] = field(default_factory=default_zygote_command)

@@ -17,9 +17,13 @@ class ForkTask:
 
 @dataclass(frozen=True, slots=True)
 class WithdrawFork:
-    """Drop the request to fork a task, if that is still possible."""
+    """Drop the request to fork a task, if that is still possible.
+
+    ``force``: even where it has gone to the zygote, which does not answer and is ended for it.
+    """
 
     task: TaskId
+    force: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,9 @@ anything else raises IllegalTransition and changes nothing.
 
 The rules of the group: the chief's end ends the attempt, and so does a parameter server that ends
 unasked, and a worker's failure, except that training goes on without a worker (not the chief) that
-was killed or crashed. Stopping is a ladder for each task, SIGUSR1, SIGTERM, SIGKILL, with a
-deadline after each; parameter servers are told when all workers of the host are gone.
+was killed, crashed or lost a peer: the end of that peer decides. Stopping is a ladder for each task,
+SIGUSR1, SIGTERM, SIGKILL, with a deadline after each; parameter servers are told when all workers of
+the host are gone.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ TASK_TRANSITIONS: Mapping[tuple[TaskState, type[TaskEvent]], TaskState] = {
 }
 """What an event makes of the state of its task."""
 
-TOLERATED = frozenset({FailureKind.KILLED, FailureKind.CRASHED})
+TOLERATED = frozenset({FailureKind.KILLED, FailureKind.CRASHED, FailureKind.PEER_LOST})
 """Failures of a worker that is not the chief, without which training goes on."""
 
 
@@ -145,12 +146,11 @@ class AttemptMachine:
     @property
     def deadline(self) -> float | None:
         """When DeadlineReached is due next."""
-        deadlines = [self._deadline] if self._state is not AttemptState.STOPPING else []
-        for task in self._tasks.values():
-            if task.state is not TaskState.ENDED:
-                deadlines.append(task.stop_deadline)
-                if task.rung is Rung.NONE:
-                    deadlines.append(task.start_deadline)
+        living = self._living()
+        if self._state is AttemptState.STOPPING:
+            deadlines = [task.stop_deadline for task in living]
+        else:
+            deadlines = [self._deadline, *(task.start_deadline for task in living)]
         return min((d for d in deadlines if d is not None), default=None)
 
     def handle(self, event: Event, now: float) -> list[Instruction]:
@@ -293,14 +293,13 @@ class AttemptMachine:
 
     def _climb(self, task: _Task, rung: Rung, now: float) -> None:
         task.rung = rung
-        if task.state is TaskState.FORKING:
-            self._out.append(
-                WithdrawFork(task.id)
-            )  # where it is too late for that, it is signalled once forked
-            return
         grace = {Rung.STOP: self._limits.stop_grace, Rung.TERMINATE: self._limits.terminate_grace}.get(rung)
         task.stop_deadline = None if grace is None else now + grace
-        self._out.append(SignalTask(task.id, rung))
+        if task.state is TaskState.FORKING:
+            # Where it is too late for that, it is signalled once forked.
+            self._out.append(WithdrawFork(task.id, force=rung is Rung.KILL))
+        else:
+            self._out.append(SignalTask(task.id, rung))
 
     def _living(self) -> list[_Task]:
         return [t for t in self._tasks.values() if t.state not in (TaskState.LEASED, TaskState.ENDED)]

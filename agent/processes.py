@@ -49,10 +49,10 @@ def start_ticks(pid: int) -> int | None:
 
 
 def _stat(pid: int) -> list[bytes] | None:
-    """The fields of ``/proc/<pid>/stat`` from the state on."""
+    """The fields of ``/proc/<pid>/stat`` from the state on; None where they cannot be read."""
     try:
         return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
+    except OSError:
         return None
 
 
@@ -118,11 +118,15 @@ class Processes:
         process = self._tasks.get(pid)
         if process is None:
             return
-        with contextlib.suppress(ProcessLookupError):
+        try:
             if process.pidfd >= 0:
                 signal.pidfd_send_signal(process.pidfd, SIGNALS[rung])
             elif process.unwatched:
                 os.kill(pid, SIGNALS[rung])
+        except ProcessLookupError:
+            pass
+        except PermissionError:
+            logger.error("task %d has become another user's (setuid) and cannot be signalled", pid)  # noqa: TRY400
 
     def reaped_by_zygote(self, pid: int, status: int) -> None:
         """The zygote has reaped a task."""
@@ -170,7 +174,7 @@ class Processes:
                 if pid not in told:
                     told.add(pid)
                     logger.warning("killing process %d (%s), left over by a task", pid, _command(pid))
-                with contextlib.suppress(ProcessLookupError):
+                with contextlib.suppress(ProcessLookupError, PermissionError):  # setuid: not ours to end
                     os.kill(pid, signal.SIGKILL)
             try:
                 async with asyncio.timeout(deadline - time.monotonic()):
@@ -240,7 +244,9 @@ def children() -> list[int]:
         pass
     if found:
         return found
-    return [child.pid for child in psutil.Process().children()]  # a kernel without that file
+    with contextlib.suppress(OSError, psutil.Error):
+        found = [child.pid for child in psutil.Process().children()]  # a kernel without that file
+    return found
 
 
 def _command(pid: int) -> str:

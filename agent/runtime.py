@@ -9,10 +9,11 @@ import random
 import signal
 import time
 import uuid
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 
 from agent.attempt import Attempt
 from agent.attempts import AttemptDirectory, Manifest
+from agent.background import log_exception
 from agent.config import AgentConfig
 from agent.domain import (
     AgentEvent,
@@ -44,6 +45,7 @@ from agent.instructions import ForkTask, Instruction, RecordEvent, ReleaseLease,
 from agent.leases import LeaseBook, NotEnoughError, PortPool
 from agent.machine import AttemptMachine, IllegalTransition
 from agent.processes import Processes, become_subreaper
+from agent.rounds import Rounds
 from agent.spool import SpoolReader
 from agent.streams import Closed, Positions, Subscription
 from agent.zygote import ForkRequest, Zygote
@@ -78,8 +80,8 @@ class Agent:
         self.fences = Fences()
         self._subscriptions: dict[str, Subscription] = {}
         self._by_pid: dict[int, tuple[Attempt, TaskId]] = {}
-        self._clean_ups: set[asyncio.Task[None]] = set()
-        self._renewal: asyncio.TimerHandle | None = None
+        self._background: set[asyncio.Task[None]] = set()
+        self.rounds = Rounds(self)
         self._idle = asyncio.Event()
         self._shutting_down = False
         self.zygote = Zygote(config.zygote_command, config.state_dir / "zygote.log", self)
@@ -93,7 +95,7 @@ class Agent:
         # Not through the loop: uvloop keeps SIGCHLD for itself. It wakes up for Python's handlers, though.
         signal.signal(signal.SIGCHLD, self._child_signalled)
         self.zygote.start()
-        self._renew_leases()
+        self.rounds.begin()
 
     async def shut_down(self) -> None:
         """Ends every attempt in order, and hands out the last events; the zygote is left."""
@@ -123,8 +125,7 @@ class Agent:
         """Ends the streams and the zygote; to be called when no attempt is active."""
         for subscription in self._subscriptions.values():
             subscription.close(Closed.SHUTDOWN)
-        if self._renewal is not None:
-            self._renewal.cancel()
+        self.rounds.end()
         await self.zygote.close()
         await self.processes.clean_up()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -199,6 +200,7 @@ class Agent:
 
     def subscribe(self, study_id: str, positions: Positions) -> Subscription:
         """A stream of a study's events, in the place of an earlier one."""
+        self.rounds.absences.end(study_id)
         self.acknowledge(study_id, positions)
         earlier = self._subscriptions.get(study_id)
         if earlier is not None:
@@ -221,11 +223,11 @@ class Agent:
             if attempt is None or source != SOURCE or attempt_id.study_id != study_id:
                 continue
             if attempt.log.ended and sequence >= len(attempt.log.events):
-                del self.attempts[attempt_id]
-                if study_id in self._subscriptions:
-                    self._subscriptions[study_id].forget(attempt_id)
-                attempt.directory.discard()
-                self._spawn(asyncio.to_thread(attempt.directory.delete))
+                self.forget(attempt)
+
+    def studies_alone(self) -> set[str]:
+        """Those with attempts here, whose events nobody takes now."""
+        return {attempt.study_id for attempt in self.attempts} - self._subscriptions.keys()
 
     # --- attempts ---------------------------------------------------------------------------
 
@@ -259,6 +261,15 @@ class Agent:
         else:
             self.fences.put(attempt.id)
 
+    def forget(self, attempt: Attempt) -> None:
+        """Deletes what is left of an attempt that has ended."""
+        del self.attempts[attempt.id]
+        subscription = self._subscriptions.get(attempt.id.study_id)
+        if subscription is not None:
+            subscription.forget(attempt.id)
+        attempt.directory.discard()
+        self._spawn(asyncio.to_thread(attempt.directory.delete))
+
     def watch_process(self, attempt: Attempt, task: TaskId, pid: int, *, adopted: bool) -> None:
         """A process is a task of an attempt from now on."""
         attempt.pids[task] = pid
@@ -283,8 +294,8 @@ class Agent:
                 )
                 self.zygote.fork(request)
             case WithdrawFork():
-                if self.zygote.withdraw(attempt.id, instruction.task):
-                    self.feed(attempt, TaskForkWithdrawn(instruction.task))
+                if not self._withdraw(attempt, instruction.task) and instruction.force:
+                    self.zygote.replace()  # the rest follows from its death
             case SignalTask():
                 pid = attempt.pids.get(instruction.task)
                 if pid is not None:  # otherwise its end is about to be told
@@ -293,6 +304,12 @@ class Agent:
                 self._release(attempt)
             case RecordEvent():
                 self._record(attempt, instruction.event)
+
+    def _withdraw(self, attempt: Attempt, task: TaskId) -> bool:
+        withdrawn = self.zygote.withdraw(attempt.id, task)
+        if withdrawn:
+            self.feed(attempt, TaskForkWithdrawn(task))
+        return withdrawn
 
     def _release(self, attempt: Attempt) -> None:
         self.leases.release(attempt.id)
@@ -321,7 +338,12 @@ class Agent:
 
     def _look_for_ready(self, attempt: Attempt) -> None:
         for task in attempt.machine.tasks_in(TaskState.STARTING):
-            if attempt.first_records[task].read(1):
+            try:
+                ready = attempt.first_records[task].read(1)
+            except OSError as error:  # the next report rings again
+                logger.error("cannot read what %s of %s says: %s", task, attempt.id, error.strerror)  # noqa: TRY400
+                continue
+            if ready:
                 self.feed(attempt, TaskBecameReady(task))
 
     def _set_timer(self, attempt: Attempt) -> None:
@@ -331,16 +353,6 @@ class Agent:
         deadline = attempt.machine.deadline
         if attempt.active and deadline is not None:
             attempt.timer = self._loop.call_at(deadline, self.feed, attempt, DeadlineReached())
-
-    def _renew_leases(self) -> None:
-        limit = self.config.orphan_limit
-        for attempt in self.attempts.values():
-            if attempt.machine.state in (AttemptState.RUNNING, AttemptState.STOPPING):
-                try:
-                    attempt.directory.renew_lease(limit)
-                except OSError as error:
-                    logger.error("cannot renew the lease of %s: %s", attempt.id, error)  # noqa: TRY400
-        self._renewal = self._loop.call_later(limit / 4, self._renew_leases)
 
     def _check_open(self, attempt_id: AttemptId) -> None:
         if self._shutting_down:
@@ -372,6 +384,8 @@ class Agent:
             attempt = self.attempts.get(request.attempt)
             if attempt is not None and attempt.active:
                 attempt.directory.forget_task(request.task)
+                if attempt.machine.state is AttemptState.STOPPING:
+                    self._withdraw(attempt, request.task)
 
     def _child_signalled(self, _number: int, _frame: object) -> None:
         self._loop.call_soon_threadsafe(self.processes.child_signalled)
@@ -388,16 +402,16 @@ class Agent:
             self.task_gone(attempt, task, status)
 
     async def _clean_up_after(self, attempt: Attempt, task: TaskId, pid: int, status: int | None) -> None:
-        await self.processes.clean_up(pid)
-        self.task_gone(attempt, task, status)
+        try:
+            await self.processes.clean_up(pid)
+        finally:
+            self.task_gone(attempt, task, status)
 
-    def _spawn(self, work: Awaitable[None]) -> None:
-        async def run() -> None:
-            await work
-
-        task = self._loop.create_task(run())
-        self._clean_ups.add(task)
-        task.add_done_callback(self._clean_ups.discard)
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = self._loop.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+        task.add_done_callback(log_exception)
 
 
 def _no_room(attempt: AttemptId, error: OSError) -> NotEnoughError:

@@ -140,8 +140,8 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
             attempt = self._agent.attempts.get(attempt_id)
             if attempt is None or task not in [lease.task for lease in attempt.manifest.leases]:
                 raise NotPreparedError(f"no log of {task} of {attempt_id} is here")
-        for data in attempt.directory.read_log(task, offset):
-            yield agent_pb2.ReadLogResponse(data=data)
+            for data in attempt.directory.read_log(task, offset):
+                yield agent_pb2.ReadLogResponse(data=data)
 
 
 async def _first(requests: AsyncIterator[agent_pb2.StreamEventsRequest]) -> agent_pb2.Subscribe:
@@ -192,6 +192,8 @@ async def _refusals(context: Context) -> AsyncIterator[None]:
         await context.abort(grpc.StatusCode.NOT_FOUND, str(error))
     except ShuttingDownError as error:
         await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+    except OSError as error:
+        await context.abort(grpc.StatusCode.INTERNAL, f"a file of the agent cannot be used: {error}")
 
 
 async def _abort_invalid(context: Context, error: convert.InvalidRequestError) -> NoReturn:

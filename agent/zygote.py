@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from agent.background import log_exception
 from agent.domain import AttemptId, Failure
 from agent.outcome import signal_name
 from nhop_models.contract import FailureKind, TaskId
@@ -35,8 +36,10 @@ logger = logging.getLogger(__name__)
 
 READY_SECONDS = 120.0
 """How long a zygote may import before it counts as hung."""
+FORK_SECONDS = 10.0
+"""How long a zygote may owe an answer to a fork request before it counts as hung."""
 QUICK_SECONDS = 10.0
-"""A zygote that lived shorter than this died quickly."""
+"""A zygote that lived shorter than this, or was ended because it hung, died quickly."""
 MAX_QUICK_DEATHS = 5
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 5.0
@@ -87,10 +90,12 @@ class Zygote:
         self._socket: socket.socket | None = None
         self._pidfd = -1
         self._started_at = 0.0
-        self._ready_timer: asyncio.TimerHandle | None = None
+        self._answer_timer: asyncio.TimerHandle | None = None
         self._replacing: asyncio.Task[None] | None = None
         self._quick_deaths = 0
         self._ready = False
+        self._hung = False
+        self._closing = False
         self._writing = False
         self.python_version = ""
         self.tensorflow_version = ""
@@ -118,16 +123,23 @@ class Zygote:
                     pass_fds=(theirs.fileno(),),
                     start_new_session=True,
                 )
+            try:
+                self._pidfd = os.pidfd_open(self._process.pid)
+            except OSError:
+                self._process.kill()
+                self._process.wait()
+                self._process = None
+                raise
         except OSError:
             ours.close()
             raise
         ours.setblocking(False)
         self._socket = ours
         self._started_at = self._loop.time()
-        self._pidfd = os.pidfd_open(self._process.pid)
+        self._hung = False
         self._loop.add_reader(self._pidfd, self._died)
         self._loop.add_reader(ours.fileno(), self._read)
-        self._ready_timer = self._loop.call_later(READY_SECONDS, self._hung)
+        self._expect_answer()
 
     def fork(self, request: ForkRequest) -> None:
         """Asks for a task; the observer is told what became of it."""
@@ -136,7 +148,7 @@ class Zygote:
         self._send_waiting()
 
     def withdraw(self, attempt: AttemptId, task: TaskId) -> bool:
-        """Drops a request; False where it has already gone to the zygote."""
+        """Drops a request; False where it has gone to the zygote, which then owes an answer."""
         for number, request in self._waiting.items():
             if (request.attempt, request.task) == (attempt, task):
                 del self._waiting[number]
@@ -151,6 +163,7 @@ class Zygote:
 
     async def close(self) -> None:
         """Ends the zygote for good."""
+        self._closing = True
         if self._replacing is not None:
             self._replacing.cancel()
             await asyncio.gather(self._replacing, return_exceptions=True)
@@ -190,6 +203,8 @@ class Zygote:
             except OSError:
                 return  # it is dying; the requests wait for the next one
             self._sent[number] = self._waiting.pop(number)
+            if len(self._sent) == 1:
+                self._expect_answer()
         self._watch_for_room(watch=False)
 
     def _watch_for_room(self, *, watch: bool) -> None:
@@ -225,16 +240,15 @@ class Zygote:
                 self.tensorflow_version = str(message["tensorflow"])
                 self.python_version = str(message["python"])
                 self._ready = True
-                if self._ready_timer is not None:
-                    self._ready_timer.cancel()
+                self._expect_answer()
                 logger.info("zygote %s is ready (TensorFlow %s)", self.pid, self.tensorflow_version)
                 self._send_waiting()
             case "forked":
                 self._quick_deaths = 0
-                request = self._sent.pop(message["id"])
+                request = self._take_request(message["id"])
                 self._observer.task_forked(request, int(message["pid"]), int(message["start_ticks"]))
             case "fork_failed":
-                request = self._sent.pop(message["id"])
+                request = self._take_request(message["id"])
                 text = f"{request.task} could not be forked: {message['error']}"
                 self._observer.fork_failed(request, Failure(FailureKind.RESOURCES, text))
             case "exited":
@@ -242,10 +256,32 @@ class Zygote:
             case unknown:
                 raise ValueError(f"unknown message {unknown!r}")
 
+    def _take_request(self, number: int) -> ForkRequest:
+        request = self._sent.pop(number)
+        self._expect_answer()
+        return request
+
+    def _expect_answer(self) -> None:
+        """Gives the zygote time for what it owes now: to get ready, or its next answer to a request."""
+        self._expect_nothing()
+        if not self._ready:
+            self._answer_timer = self._loop.call_later(READY_SECONDS, self._end_hung, READY_SECONDS)
+        elif self._sent:
+            self._answer_timer = self._loop.call_later(FORK_SECONDS, self._end_hung, FORK_SECONDS)
+
+    def _expect_nothing(self) -> None:
+        if self._answer_timer is not None:
+            self._answer_timer.cancel()
+            self._answer_timer = None
+
     # --- death ------------------------------------------------------------------------------
 
-    def _hung(self) -> None:
-        logger.error("the zygote was not ready after %g s; see %s", READY_SECONDS, self._log_path)
+    def _end_hung(self, seconds: float) -> None:
+        owed = "answered" if self._ready else "ready"
+        logger.error(
+            "zygote %s was not %s after %g s, and is ended; see %s", self.pid, owed, seconds, self._log_path
+        )
+        self._hung = True
         self.replace()
 
     def _died(self) -> None:
@@ -256,7 +292,9 @@ class Zygote:
         lived = self._loop.time() - self._started_at
         self._close_socket()
         self._release_process()
-        if lived >= QUICK_SECONDS:
+        if self._closing:
+            return
+        if lived >= QUICK_SECONDS and not self._hung:
             self._quick_deaths = 0
         self._quick_deaths += 1
         how = signal_name(-status) if status < 0 else f"exit code {status}"
@@ -267,9 +305,13 @@ class Zygote:
             self._waiting.move_to_end(number, last=False)
         self._sent.clear()
         self._replacing = self._loop.create_task(self._replace_dead(lost, how))
+        self._replacing.add_done_callback(log_exception)
 
     async def _replace_dead(self, lost: list[ForkRequest], how: str) -> None:
-        await self._observer.zygote_died(lost)
+        try:
+            await self._observer.zygote_died(lost)
+        except Exception:  # whatever it was: without a new zygote nothing could run here any more
+            logger.exception("an unexpected error after the death of the zygote; please report this")
         while True:
             if self._quick_deaths >= MAX_QUICK_DEATHS:
                 self._give_up_on_waiting(how)
@@ -303,8 +345,7 @@ class Zygote:
 
     def _release_process(self) -> None:
         self._ready = False
-        if self._ready_timer is not None:
-            self._ready_timer.cancel()
+        self._expect_nothing()
         self._loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
         self._pidfd = -1

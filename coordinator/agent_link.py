@@ -17,7 +17,7 @@ from coordinator import convert
 from coordinator import events as ev
 from coordinator.domain import AttemptId, Failure, StudySpec
 from coordinator.hosts import AgentAddress, Inventory
-from coordinator.instructions import Command, PrepareAttempt, StartAttempt, StopAttempt
+from coordinator.instructions import CheckAttempt, Command, PrepareAttempt, StartAttempt, StopAttempt
 from nhop.v1 import agent_pb2, agent_pb2_grpc
 from nhop_models.contract import FailureKind, TaskId
 
@@ -65,6 +65,7 @@ class AgentLink:
         self._channel = grpc.aio.insecure_channel(address.target, options=CHANNEL_OPTIONS)
         self.stub = agent_pb2_grpc.AgentServiceStub(self._channel)
         self._calls = asyncio.Semaphore(CALLS_AT_ONCE)
+        self._incarnation = ""
 
     async def close(self) -> None:
         """Ends every call and the connection."""
@@ -78,15 +79,8 @@ class AgentLink:
             )
         except grpc.aio.AioRpcError as error:
             raise HostUnreachableError(self._explain(error)) from error
-        return Inventory(
-            hostname=message.hostname,
-            slots=message.slots,
-            free_slots=message.free_slots,
-            cpu_cores=message.cpu_cores,
-            gpus=len(message.gpus),
-            version=message.nhop_version,
-            incarnation=message.incarnation,
-        )
+        self._incarnation = self._incarnation or message.incarnation
+        return Inventory(message.slots, len(message.gpus), message.incarnation)
 
     # --- commands -----------------------------------------------------------------------------
 
@@ -99,6 +93,8 @@ class AgentLink:
                 return await self._start(command, spec)
             case StopAttempt():
                 return await self._stop(command)
+            case CheckAttempt():
+                return await self._check(command)
 
     async def _prepare(self, command: PrepareAttempt) -> ev.AttemptEvent:
         attempt, host = command.attempt, command.host
@@ -133,6 +129,21 @@ class AgentLink:
             return ev.StopFailed(command.attempt, command.host, self._failure(error))
         return ev.StopAnswered(command.attempt, command.host, response.was_active)
 
+    async def _check(self, command: CheckAttempt) -> ev.AttemptEvent:
+        request = agent_pb2.ReadLogRequest(
+            attempt=convert.attempt_to_agent(command.attempt),
+            task=convert.task_to_pb(command.task),
+            offset=-1,
+        )
+        known = True
+        try:
+            async for _ in self.stub.ReadLog(request, timeout=self._patience.command):
+                pass
+        except grpc.aio.AioRpcError as error:
+            # Any other failure says nothing: should the host be gone, the heartbeat notices.
+            known = error.code() is not grpc.StatusCode.NOT_FOUND
+        return ev.AttemptChecked(command.attempt, command.host, known)
+
     async def _call(self, method: Callable[..., Awaitable[Response]], request: Any) -> Response:
         """One call within the command deadline; only UNAVAILABLE is tried again, all calls are idempotent."""
         loop = asyncio.get_running_loop()
@@ -149,8 +160,8 @@ class AgentLink:
 
     # --- heartbeat ----------------------------------------------------------------------------
 
-    async def watch(self) -> AsyncIterator[ev.HostLost | ev.HostFound]:
-        """Says when the host is lost, and when it is back.
+    async def watch(self) -> AsyncIterator[ev.HostLost | ev.HostFound | ev.HostRestarted]:
+        """Says when the host is lost, when it is back, and when its agent was started again.
 
         A heartbeat of our own, since an agent whose event loop hangs still answers pings.
         """
@@ -158,10 +169,11 @@ class AgentLink:
         beat = self._patience.heartbeat
         heard = loop.time()
         lost = False
+        incarnation = self._incarnation
         while True:
             await asyncio.sleep(beat)
             try:
-                await self.inventory(timeout=beat)
+                inventory = await self.inventory(timeout=beat)
             except HostUnreachableError as error:
                 silent = loop.time() - heard
                 if not lost and silent >= self._patience.lost:
@@ -172,13 +184,16 @@ class AgentLink:
             if lost:
                 lost = False
                 yield ev.HostFound(self.name)
+            if incarnation and inventory.incarnation != incarnation:
+                yield ev.HostRestarted(self.name)
+            incarnation = inventory.incarnation
 
     # --- logs ---------------------------------------------------------------------------------
 
     async def read_log(self, attempt: AttemptId, task: TaskId) -> bytes | None:
         """The end of a task's log, at most 256 KiB; None where the agent does not have it."""
         request = agent_pb2.ReadLogRequest(
-            attempt=convert.attempt_to_pb(attempt), task=convert.task_to_pb(task), offset=-LOG_BYTES
+            attempt=convert.attempt_to_agent(attempt), task=convert.task_to_pb(task), offset=-LOG_BYTES
         )
         data = bytearray()
         with contextlib.suppress(grpc.aio.AioRpcError):  # a log is a help for people: its loss is no failure

@@ -9,7 +9,15 @@ from dataclasses import dataclass, replace
 
 from coordinator import events as ev
 from coordinator.domain import AttemptId, Failure, Limits, Objective, StopReason, TaskResult
-from coordinator.instructions import AttemptRecord, Instruction, Save, SetTimer, StopAttempt, TaskRecord
+from coordinator.instructions import (
+    AttemptRecord,
+    CheckAttempt,
+    Instruction,
+    Save,
+    SetTimer,
+    StopAttempt,
+    TaskRecord,
+)
 from coordinator.placement import Placement
 from coordinator.transitions import ATTEMPT, AttemptState, IllegalTransitionError, LateEventError
 from nhop_models.contract import FailureKind, TaskId, TaskRole, TaskStatus
@@ -107,10 +115,6 @@ class Attempt:
         """All hosts of the attempt, the chief's first."""
         return tuple(self.placement)
 
-    def slots(self, host: str) -> int:
-        """Slots that the attempt takes on ``host``."""
-        return sum(task.role is TaskRole.WORKER for task in self.placement[host])
-
     def is_over_on(self, host: str) -> bool:
         """Whether nothing more is expected of ``host``."""
         return self._phases[host] in _OVER
@@ -166,6 +170,12 @@ class Attempt:
         self._phases[host] = _Phase.LOST
         failure = Failure(FailureKind.HOST_LOST, f"host {host} is lost: {why}")
         return self.stop(StopReason.FAILED, now, failure)
+
+    def check_on(self, host: str) -> list[Instruction]:
+        """Asks a restarted agent whether it still knows the attempt, where it was to start it."""
+        if self._phases[host] is not _Phase.STARTED:
+            return []
+        return [CheckAttempt(self.id, host, self.placement[host][0])]
 
     def verdict(self, objective: Objective) -> Verdict:
         """What the ended attempt means for its trial."""
@@ -232,11 +242,13 @@ class Attempt:
                     self._blame(Failure(FailureKind.HOST_LOST, f"host {event.host} took its lease back"))
                 self._phases[event.host] = _Phase.ENDED
                 self._started.add(event.host)
-                chief_gone = event.host == self.hosts[0]
-                if self.state is AttemptState.PREPARING or (
-                    chief_gone and self.state is not AttemptState.STOPPING
-                ):
+                if self.state is AttemptState.PREPARING or event.host == self.hosts[0]:
                     yield from self._stop(StopReason.FAILED, now, self._phases)
+            case ev.AttemptChecked(known=False):
+                message = f"the agent of {event.host} was restarted and has lost the attempt"
+                self._phases[event.host] = _Phase.ENDED
+                self._blame(Failure(FailureKind.HOST_LOST, message))
+                yield from self._stop(StopReason.FAILED, now, self._phases)
             case _:
                 pass
 
@@ -263,8 +275,8 @@ class Attempt:
                     )
                 return
         elif failure is None and not asked:
-            kind = FailureKind.KILLED if task == CHIEF else FailureKind.PEER_LOST
-            failure = Failure(kind, f"{task} on {event.host} was ended by someone else")
+            # Nobody here asked it to: its agent did, for a reason that may still be on its way.
+            failure = Failure(FailureKind.PEER_LOST, f"{task} on {event.host} was ended by someone else")
         if failure is not None:
             self._blame(failure)
         if not asked:

@@ -20,6 +20,11 @@ class _Host:
     refusing: bool = False
     lost: bool = False
 
+    @property
+    def usable(self) -> int:
+        """All slots but those of attempts that were given up and may still run."""
+        return self.slots - sum(self.held.get(attempt, 0) for attempt in self.abandoned)
+
 
 class Capacity:
     """Slots of all hosts, as far as this study's own attempts and the hosts' refusals tell."""
@@ -44,8 +49,9 @@ class Capacity:
         return sum(sum(host.held.values()) for host in self._hosts.values())
 
     def why_never(self) -> str | None:
-        """Why no trial can be placed on the hosts that are left, even if they were idle."""
-        return why_never([c for c in self._capacities() if not self._hosts[c.name].lost], self._cluster)
+        """Why no trial could be placed, even if all ended that is not given up: None where one could."""
+        usable = {name: host.usable for name, host in self._hosts.items() if not host.lost}
+        return why_never([HostCapacity(name, slots, slots) for name, slots in usable.items()], self._cluster)
 
     def hold(self, attempt: AttemptId, placement: Placement) -> None:
         """Takes the slots of an attempt."""
@@ -79,21 +85,21 @@ class Capacity:
         host.refusals += 1
         return host.refusals
 
-    def give_way(self, name: str) -> int:
-        """Leaves a host to others until it is reopened; refusals in a row so far."""
-        host = self._hosts[name]
-        host.refusing = True
-        return host.refusals
+    def give_way(self, name: str) -> None:
+        """Leaves a host to others until it is reopened."""
+        self._hosts[name].refusing = True
 
     def accept(self, name: str) -> None:
         """Notes that a host had room."""
         self._hosts[name].refusals = 0
 
-    def reopen(self, name: str, refusals: int | None = None) -> None:
-        """Lets a host be asked again, unless it has refused once more since ``refusals``."""
-        host = self._hosts[name]
-        if refusals is None or host.refusals == refusals:
-            host.refusing = False
+    def reopen(self, name: str) -> None:
+        """Lets a host be asked again."""
+        self._hosts[name].refusing = False
+
+    def full(self) -> list[str]:
+        """Hosts that had no room when they were last asked."""
+        return [name for name, host in self._hosts.items() if host.refusals]
 
     def set_lost(self, name: str, lost: bool) -> None:
         """Takes a host out of use, or back."""

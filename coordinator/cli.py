@@ -6,6 +6,7 @@ usable, 130 interrupted (after a clean end).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import tempfile
@@ -123,7 +124,9 @@ def run(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:  # noqa: BLE001 - the last resort: a defect of ours, told without a traceback
-        _say(f"internal error: {type(error).__name__}: {error}\nthe details are in {_keep(error)}")
+        _say(f"internal error: {type(error).__name__}: {error}")
+        with contextlib.suppress(OSError):  # no room for them
+            _say(f"the details are in {_keep(error)}")
         return 1
     return int(status or 0)
 

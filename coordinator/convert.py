@@ -164,10 +164,21 @@ def report_to_pb(report: Report) -> types_pb2.Report:
 # --- AgentService -----------------------------------------------------------------------------
 
 
+def attempt_to_agent(attempt: AttemptId) -> types_pb2.AttemptId:
+    """An attempt's name towards agents."""
+    study_id = attempt.run_id or attempt.study_id
+    return types_pb2.AttemptId(study_id=study_id, trial=attempt.trial, attempt=attempt.attempt)
+
+
+def attempt_from_agent(study_id: str, message: types_pb2.AttemptId) -> AttemptId:
+    """What an agent calls an attempt of the study."""
+    return AttemptId(study_id, message.trial, message.attempt, message.study_id)
+
+
 def prepare_to_pb(instruction: PrepareAttempt) -> agent_pb2.PrepareAttemptRequest:
     """The request for an instruction."""
     return agent_pb2.PrepareAttemptRequest(
-        attempt=attempt_to_pb(instruction.attempt),
+        attempt=attempt_to_agent(instruction.attempt),
         tasks=[
             agent_pb2.TaskRequirement(
                 task=task_to_pb(task),
@@ -190,7 +201,7 @@ def start_to_pb(
 ) -> agent_pb2.StartAttemptRequest:
     """The request for an instruction; ``ps`` and ``workers`` are the numbers of tasks."""
     return agent_pb2.StartAttemptRequest(
-        attempt=attempt_to_pb(instruction.attempt),
+        attempt=attempt_to_agent(instruction.attempt),
         cluster=agent_pb2.ClusterSpec(ps=instruction.ps, workers=instruction.workers),
         training=agent_pb2.TrainingSpec(
             model=training.model,
@@ -218,7 +229,7 @@ def start_to_pb(
 def stop_to_pb(instruction: StopAttempt) -> agent_pb2.StopAttemptRequest:
     """The request for an instruction."""
     return agent_pb2.StopAttemptRequest(
-        attempt=attempt_to_pb(instruction.attempt), reason=_REASONS_OUT[instruction.reason]
+        attempt=attempt_to_agent(instruction.attempt), reason=_REASONS_OUT[instruction.reason]
     )
 
 
@@ -242,13 +253,13 @@ def result_from_pb(message: types_pb2.TaskOutcome) -> TaskResult:
 
 
 def events_from_pb(
-    host: str, messages: Iterable[agent_pb2.Event]
+    host: str, study_id: str, messages: Iterable[agent_pb2.Event]
 ) -> tuple[list[Report], list[ev.AttemptEvent]]:
-    """Reports, and the other events, each in the order of the stream."""
+    """Reports, and the other events, each in the order of the study's stream."""
     reports: list[Report] = []
     events: list[ev.AttemptEvent] = []
     for message in messages:
-        attempt = attempt_from_pb(message.attempt)
+        attempt = attempt_from_agent(study_id, message.attempt)
         match message.WhichOneof("kind"):
             case "report":
                 task = task_from_source(message.source)

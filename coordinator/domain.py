@@ -66,11 +66,15 @@ class Objective(enum.Enum):
 
 @dataclass(frozen=True, slots=True, order=True)
 class AttemptId:
-    """One try at running one trial: ``trial`` and ``attempt`` count from 1."""
+    """One try at running one trial: ``trial`` and ``attempt`` count from 1.
+
+    ``run_id`` stands for the study towards agents; empty: they know it as ``study_id``.
+    """
 
     study_id: str
     trial: int
     attempt: int
+    run_id: str = field(default="", compare=False, repr=False)
 
     def __str__(self) -> str:
         return f"{self.study_id}-t{self.trial}-a{self.attempt}"
@@ -126,7 +130,10 @@ class Training:
 
 @dataclass(frozen=True, slots=True)
 class StudySpec:
-    """A study as its configuration resolves to; ``time_budget`` in seconds."""
+    """A study as its configuration resolves to; ``time_budget`` in seconds.
+
+    ``run_id`` is what agents call it, of one run alone; empty: as ``study_id``.
+    """
 
     study_id: str
     seed: int
@@ -141,6 +148,7 @@ class StudySpec:
     max_attempts: int = 3
     time_budget: float | None = None
     limits: Limits = field(default_factory=Limits)
+    run_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import grpc
 from coordinator import convert
 from coordinator import events as ev
 from coordinator.agent_link import AgentLink, HostUnreachableError
-from coordinator.domain import AttemptId, Report
+from coordinator.domain import AttemptId, Report, StudySpec
 from coordinator.errors import StudyFailedError
 from nhop.v1 import agent_pb2
 
@@ -52,9 +52,10 @@ class Batch:
 class EventStream:
     """Follows one study on one agent until cancelled; hands each new event over once and in order."""
 
-    def __init__(self, link: AgentLink, study_id: str, deliver: Callable[[Batch], None]) -> None:
+    def __init__(self, link: AgentLink, spec: StudySpec, deliver: Callable[[Batch], None]) -> None:
         self.link = link
-        self._study_id = study_id
+        self._study_id = spec.study_id
+        self._run_id = spec.run_id or spec.study_id
         self._deliver = deliver
         self._received: dict[Source, int] = {}
         self._committed: dict[Source, int] = {}
@@ -143,7 +144,7 @@ class EventStream:
             await self._take(response)
 
     def _subscription(self) -> agent_pb2.StreamEventsRequest:
-        subscribe = agent_pb2.Subscribe(study_id=self._study_id, positions=_positions(self._received))
+        subscribe = agent_pb2.Subscribe(study_id=self._run_id, positions=_positions(self._received))
         return agent_pb2.StreamEventsRequest(subscribe=subscribe)
 
     async def _send_acknowledgements(self, call: Any) -> None:
@@ -162,10 +163,11 @@ class EventStream:
                 return
 
     async def _take(self, response: agent_pb2.StreamEventsResponse) -> None:
+        await self._room.acquire()  # first: what is noted as received is handed over in any case
         fresh: list[agent_pb2.Event] = []
         positions: dict[Source, int] = {}
         for message in response.events:
-            source = (convert.attempt_from_pb(message.attempt), message.source)
+            source = (convert.attempt_from_agent(self._study_id, message.attempt), message.source)
             known = self._received.get(source, 0)
             positions[source] = max(known, message.sequence)
             if message.sequence <= known:
@@ -178,16 +180,15 @@ class EventStream:
             self._received[source] = message.sequence
             fresh.append(message)
         try:
-            reports, events = convert.events_from_pb(self.link.name, fresh)
+            reports, events = convert.events_from_pb(self.link.name, self._study_id, fresh)
         except convert.ProtocolError as error:
             raise StudyFailedError(f"{self.link.name}: {error}") from error
-        await self._room.acquire()
         self._deliver(Batch(self, tuple(reports), tuple(events), positions))
 
 
 def _positions(table: Mapping[Source, int]) -> list[agent_pb2.Position]:
     return [
-        agent_pb2.Position(attempt=convert.attempt_to_pb(attempt), source=source, sequence=sequence)
+        agent_pb2.Position(attempt=convert.attempt_to_agent(attempt), source=source, sequence=sequence)
         for (attempt, source), sequence in table.items()
     ]
 

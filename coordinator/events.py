@@ -60,6 +60,13 @@ class HostFound:
 
 
 @dataclass(frozen=True, slots=True)
+class HostRestarted:
+    """The agent of a host was started again: with the attempts that it had, or without."""
+
+    host: str
+
+
+@dataclass(frozen=True, slots=True)
 class SlotsReleased:
     """Another study has given back slots of this host."""
 
@@ -122,6 +129,13 @@ class StopFailed(AttemptEvent):
 
 
 @dataclass(frozen=True, slots=True)
+class AttemptChecked(AttemptEvent):
+    """The host's agent was asked for the attempt; ``known`` False: it has no such attempt."""
+
+    known: bool
+
+
+@dataclass(frozen=True, slots=True)
 class TaskStarted(AttemptEvent):
     """A task was forked."""
 
@@ -163,7 +177,6 @@ class BackOffTimer:
     """A host that refused may be asked again."""
 
     host: str
-    refusals: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,12 +189,19 @@ class StopTimer:
 
 @dataclass(frozen=True, slots=True)
 class HostsGoneTimer:
-    """No host has been reachable for too long; ``since`` identifies the outage."""
+    """No trial could have been placed for too long, the ``spell``-th time."""
 
-    since: float
+    spell: int
 
 
-Timer = TimeBudgetTimer | BackOffTimer | StopTimer | HostsGoneTimer
+@dataclass(frozen=True, slots=True)
+class CrowdedOutTimer:
+    """The hosts have had no room for the study for a while, the ``spell``-th time."""
+
+    spell: int
+
+
+Timer = TimeBudgetTimer | BackOffTimer | StopTimer | HostsGoneTimer | CrowdedOutTimer
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +218,7 @@ StudyEvent = (
     | ShareChanged
     | HostLost
     | HostFound
+    | HostRestarted
     | SlotsReleased
     | TimerFired
 )

@@ -32,14 +32,10 @@ class AgentAddress:
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """What an agent says that its host has."""
+    """What an agent says that its host has; ``incarnation`` changes at every start of the agent."""
 
-    hostname: str
     slots: int
-    free_slots: int
-    cpu_cores: int
     gpus: int
-    version: str
     incarnation: str
 
 
@@ -118,7 +114,10 @@ def _is_ipv4(host: str) -> bool:
 
 
 def usable_slots(inventories: Mapping[AgentAddress, Inventory]) -> dict[str, int]:
-    """Slots to use of each host; raises HostsError where the hosts file asks for more than there is."""
+    """Slots to use of each host.
+
+    Raises HostsError where the hosts file asks for more than there is, or names an agent twice.
+    """
     problems = []
     for address, inventory in inventories.items():
         if address.slots is not None and address.slots > inventory.slots:
@@ -128,6 +127,11 @@ def usable_slots(inventories: Mapping[AgentAddress, Inventory]) -> dict[str, int
             )
         if address.gpus is not None and address.gpus > inventory.gpus:
             problems.append(f"{address.name}: gpus={address.gpus}, but its agent has {inventory.gpus}")
+    names: dict[str, str] = {}
+    for address, inventory in inventories.items():
+        first = names.setdefault(inventory.incarnation, address.name)
+        if first != address.name:
+            problems.append(f"{address.name}: is the same agent as {first}; list it once")
     if problems:
         raise HostsError("\n".join(problems))
     return {a.name: i.slots if a.slots is None else a.slots for a, i in inventories.items()}

@@ -44,6 +44,15 @@ class StopAttempt:
 
 
 @dataclass(frozen=True, slots=True)
+class CheckAttempt:
+    """Find out whether the host's agent, restarted, still knows the attempt with this task."""
+
+    attempt: AttemptId
+    host: str
+    task: TaskId
+
+
+@dataclass(frozen=True, slots=True)
 class SetTimer:
     """Say TimerFired at ``at`` on the machine's clock."""
 
@@ -87,5 +96,5 @@ class Tell:
     notice: Notice
 
 
-Command = PrepareAttempt | StartAttempt | StopAttempt
+Command = PrepareAttempt | StartAttempt | StopAttempt | CheckAttempt
 Instruction = Command | SetTimer | Save | Tell

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from coordinator.config import StudyConfig
 from coordinator.directory import StudyDirectory
 from coordinator.domain import Study, Update
+from coordinator.errors import StudyFailedError
 from coordinator.hosts import AgentAddress
 from coordinator.report import write_results
 from coordinator.report.results import CONFIG_FILE
@@ -29,7 +31,7 @@ async def launch(
 
     ``output`` None: a folder named after the study within ``train_log_dir``. ``agents`` None: a
     private agent on this machine. Raises UsageError where the folder cannot be used and
-    HostsError where the hosts cannot.
+    HostsError where the hosts cannot, StudyFailedError where the results cannot be written.
     """
     spec = config.to_spec(study_id)
     slots = config.keys.slots
@@ -44,11 +46,23 @@ async def launch(
             nonlocal begun
             if not begun and isinstance(update, Study):
                 begun = True
-                write_atomically(directory.path / CONFIG_FILE, config_yaml)
+                with _writing(directory.path):
+                    write_atomically(directory.path / CONFIG_FILE, config_yaml)
             observer(update)
 
         result = await run_study(
             spec, directory=directory, agents=agents, observer=observe, stop=stop, slots=slots
         )
-        write_results(directory.path, result.study, result.trials, config_yaml, spec)
+        with _writing(directory.path, result.study.reason):
+            write_results(directory.path, result.study, result.trials, config_yaml, spec)
         return result
+
+
+@contextlib.contextmanager
+def _writing(folder: Path, reason: str = "") -> Iterator[None]:
+    """Turns what goes wrong with a file into a StudyFailedError, after the ``reason`` that is known."""
+    try:
+        yield
+    except OSError as error:
+        why = f"{folder}: the results cannot be written ({error.strerror or error})"
+        raise StudyFailedError(f"{reason}; {why}" if reason else why) from error

@@ -36,6 +36,7 @@ from coordinator.instructions import (
 from coordinator.placement import Placement
 from coordinator.progress import Progress, Propose
 from coordinator.search import random_search
+from coordinator.spell import Spell
 from coordinator.transitions import STUDY, AttemptState, IllegalTransitionError, LateEventError
 from coordinator.trials import LiveTrial, trial_seed
 from nhop_models.contract import TaskId, TaskRole
@@ -44,7 +45,10 @@ BACK_OFF = (0.1, 5.0)
 """Seconds until a host that refused is asked again: at first, and at most (doubled each time)."""
 
 HOSTS_GONE_LIMIT = 120.0
-"""Seconds without enough reachable hosts after which the study fails."""
+"""Seconds without enough usable slots after which the study fails."""
+
+CROWDED_OUT_LIMIT = 30.0
+"""Seconds without a free slot, and nothing of the study's under way, until the user is told."""
 
 
 class StudyMachine:
@@ -73,7 +77,7 @@ class StudyMachine:
         self._live: dict[AttemptId, LiveTrial] = {}
         self._goal = StudyState.COMPLETED
         self._reason = ""
-        self._gone_since: float | None = None
+        self._gone, self._crowded_out = Spell(), Spell()
         self._shown: Study | None = None
 
     # --- what others see ----------------------------------------------------------------------
@@ -143,7 +147,9 @@ class StudyMachine:
             case ev.HostLost(host, reason):
                 yield from self._host_lost(host, reason, now)
             case ev.HostFound(host):
-                yield from self._host_found(host)
+                yield from self._host_found(host, now)
+            case ev.HostRestarted(host):
+                yield from self._host_restarted(host)
             case ev.TimerFired(timer):
                 yield from self._timer(timer, now)
 
@@ -152,14 +158,20 @@ class StudyMachine:
             case ev.TimeBudgetTimer():
                 reason = f"the time budget of {self.spec.time_budget:g} s is used up"
                 yield from self._stop(StudyState.COMPLETED, reason, now)
-            case ev.BackOffTimer(host, refusals):
-                self._capacity.reopen(host, refusals)
+            case ev.BackOffTimer(host):
+                self._capacity.reopen(host)
             case ev.StopTimer(identity, host):
                 yield from self._stop_overdue(identity, host, now)
-            case ev.HostsGoneTimer(since):
-                if since == self._gone_since:
-                    reason = f"too few hosts are reachable: {self._capacity.why_never()}"
+            case ev.HostsGoneTimer(spell):
+                if self._gone.lasts_since(spell):
+                    why = self._capacity.why_never()
+                    reason = f"too few hosts are reachable, or tasks on them do not end: {why}"
                     yield from self._stop(StudyState.FAILED, reason, now)
+            case ev.CrowdedOutTimer(spell):
+                if self._crowded_out.lasts_since(spell):
+                    hosts = ", ".join(self._capacity.full())
+                    message = f"no free slots for {CROWDED_OUT_LIMIT:g} s: others use {hosts}; still waiting"
+                    yield Tell(Notice(message, warning=True))
 
     # --- attempts -----------------------------------------------------------------------------
 
@@ -178,10 +190,7 @@ class StudyMachine:
                 return
             raise
         if isinstance(event, ev.PrepareRefused | ev.PrepareFailed):
-            refusals = self._capacity.refuse(event.attempt, event.host)
-            first, longest = BACK_OFF
-            delay = min(first * 2 ** min(refusals - 1, 16), longest)
-            yield SetTimer(ev.BackOffTimer(event.host, refusals), now + delay)
+            yield from self._back_off(event, now)
         elif isinstance(event, ev.PrepareSucceeded):
             self._capacity.accept(event.host)
         if before is AttemptState.PREPARING and attempt.state is AttemptState.STARTING:
@@ -193,12 +202,16 @@ class StudyMachine:
         gone = isinstance(event, ev.AttemptEnded) or (
             isinstance(event, ev.StopAnswered) and not event.was_active
         )
-        return gone and self._capacity.release(event.attempt, event.host)
+        if not gone or not self._capacity.release(event.attempt, event.host):
+            return False
+        if self._capacity.why_never() is None:
+            self._gone.end()
+        return True
 
     def _launch(self, trial: LiveTrial, placement: Placement, now: float) -> Iterator[Instruction]:
         if trial.attempts == 0 or trial.attempt is not None:
             trial.attempts += 1
-        identity = AttemptId(self.spec.study_id, trial.number, trial.attempts)
+        identity = AttemptId(self.spec.study_id, trial.number, trial.attempts, self.spec.run_id)
         attempt = Attempt(identity, placement, self.spec.limits, now)
         trial.attempt, trial.hosts = attempt, attempt.hosts
         self._live[identity] = trial
@@ -210,6 +223,7 @@ class StudyMachine:
             yield PrepareAttempt(identity, host, tasks, ports=self.spec.cluster.ps > 0)
 
     def _start(self, trial: LiveTrial, attempt: Attempt) -> Iterator[Instruction]:
+        self._crowded_out.end()
         cluster = self.spec.cluster
         ps = _addresses(attempt, TaskRole.PS, cluster.ps)
         workers = _addresses(attempt, TaskRole.WORKER, cluster.workers) if cluster.ps else ()
@@ -223,8 +237,8 @@ class StudyMachine:
         for host in attempt.hosts:
             over = attempt.is_over_on(host) and host not in attempt.lost_hosts
             if over and self._capacity.release(attempt.id, host) and self._capacity.crowded:
-                refusals = self._capacity.give_way(host)
-                yield SetTimer(ev.BackOffTimer(host, refusals), now + BACK_OFF[0])
+                self._capacity.give_way(host)
+                yield SetTimer(ev.BackOffTimer(host), now + BACK_OFF[0])
         if attempt.state is not AttemptState.ENDED:
             return
         del self._live[attempt.id]
@@ -287,17 +301,43 @@ class StudyMachine:
         for identity, trial in list(self._live.items()):
             if trial.attempt is not None and host in trial.attempt.hosts:
                 yield from self._lose(identity, trial, host, reason, now)
-        if self._capacity.why_never() is not None and self._gone_since is None:
-            self._gone_since = now
-            yield SetTimer(ev.HostsGoneTimer(now), now + HOSTS_GONE_LIMIT)
+        yield from self._check_capacity(now)
 
-    def _host_found(self, host: str) -> Iterator[Instruction]:
+    def _host_found(self, host: str, now: float) -> Iterator[Instruction]:
         self._capacity.set_lost(host, lost=False)
         yield Tell(Notice(f"host {host} is back"))
+        yield from self._stop_abandoned(host)
+        self._gone.end()  # it gets time to end what is left there
+        yield from self._check_capacity(now)
+
+    def _host_restarted(self, host: str) -> Iterator[Instruction]:
+        yield Tell(Notice(f"the agent of host {host} was restarted", warning=True))
+        yield from self._stop_abandoned(host)
+        for trial in self._live.values():
+            if trial.attempt is not None and host in trial.attempt.hosts:
+                yield from trial.attempt.check_on(host)
+
+    def _stop_abandoned(self, host: str) -> Iterator[Instruction]:
         for identity in sorted(self._capacity.abandoned(host)):
             yield StopAttempt(identity, host, StopReason.RELEASED)
+
+    def _check_capacity(self, now: float) -> Iterator[Instruction]:
+        """Gives the study up later, if no trial can be placed until then."""
         if self._capacity.why_never() is None:
-            self._gone_since = None
+            self._gone.end()
+        elif self._gone.begin():
+            yield SetTimer(ev.HostsGoneTimer(self._gone.number), now + HOSTS_GONE_LIMIT)
+
+    def _back_off(self, event: ev.PrepareRefused | ev.PrepareFailed, now: float) -> Iterator[Instruction]:
+        """Leaves a host alone that has no room; tells the user where none has for long."""
+        refusals = self._capacity.refuse(event.attempt, event.host)
+        first, longest = BACK_OFF
+        delay = min(first * 2 ** min(refusals - 1, 16), longest)
+        yield SetTimer(ev.BackOffTimer(event.host), now + delay)
+        refused = isinstance(event, ev.PrepareRefused) and self._capacity.used == 0
+        if refused and self._crowded_out.begin():
+            timer = ev.CrowdedOutTimer(self._crowded_out.number)
+            yield SetTimer(timer, now + CROWDED_OUT_LIMIT)
 
     def _stop_overdue(self, identity: AttemptId, host: str, now: float) -> Iterator[Instruction]:
         trial = self._live.get(identity)
@@ -305,6 +345,7 @@ class StudyMachine:
             return
         yield from self._lose(identity, trial, host, "it does not say that the attempt has ended", now)
         yield StopAttempt(identity, host, StopReason.RELEASED)
+        yield from self._check_capacity(now)
 
     def _lose(
         self, identity: AttemptId, trial: LiveTrial, host: str, reason: str, now: float

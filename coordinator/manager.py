@@ -16,7 +16,7 @@ from coordinator.agent_link import AgentLink
 from coordinator.config import StudyConfig
 from coordinator.directory import StudyDirectory
 from coordinator.domain import Notice, Report, Study, StudySpec, StudyState, Trial, Update
-from coordinator.errors import ConfigError, Problem, UsageError
+from coordinator.errors import ConfigError, NhopError, Problem, UsageError
 from coordinator.naming import new_study_id
 from coordinator.report import write_results
 from coordinator.runtime import STOP_LIMIT, check_cluster
@@ -28,6 +28,10 @@ UPDATES_AHEAD = 10_000
 
 class StudyExistsError(UsageError):
     """The study id is taken."""
+
+
+class ManagerClosedError(NhopError):
+    """The coordinator ends: it takes no more studies."""
 
 
 class Watcher:
@@ -78,6 +82,17 @@ class ManagedStudy:
         for watcher in self.watchers:
             watcher.put(update)
 
+    def fail(self, error: Exception) -> None:
+        """Ends the study as failed, if it has not ended otherwise, and says why."""
+        if isinstance(error, OSError):
+            why = f"{self.directory.path}: the results cannot be written ({error.strerror or error})"
+        else:
+            why = str(error) if isinstance(error, NhopError) else f"{type(error).__name__}: {error}"
+        reason = f"{self.study.reason}; {why}" if self.study.reason else why
+        state = self.study.state if self.study.state.ended else StudyState.FAILED
+        ended_at = self.study.ended_at or time.time()
+        self.study = replace(self.study, state=state, reason=reason, ended_at=ended_at)
+
     @contextlib.contextmanager
     def watch(self) -> Iterator[Watcher]:
         """What happens from now on, the study itself first."""
@@ -103,14 +118,18 @@ class StudyManager:
         self._runs = runs
         self._total = sum(slots.values()) if total is None else total
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
         self.studies: dict[str, ManagedStudy] = {}
 
     def submit(self, config: StudyConfig, study_id: str = "") -> ManagedStudy:
         """Starts a study.
 
         Raises ConfigError for a bad id, StudyExistsError for one that is taken, HostsError where no
-        trial could ever be placed, UsageError where the output directory cannot be used.
+        trial could ever be placed, UsageError where the output directory cannot be used,
+        ManagerClosedError after ``close``.
         """
+        if self._closed:
+            raise ManagerClosedError("the coordinator ends: it takes no more studies")
         study_id = study_id or new_study_id()
         if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,63}", study_id):
             message = f"{study_id!r} must be 1 to 64 of a-z, 0-9 and '-', a letter or digit first"
@@ -140,7 +159,7 @@ class StudyManager:
         self._share()
         return managed
 
-    def host_changed(self, event: ev.HostLost | ev.HostFound) -> None:
+    def host_changed(self, event: ev.HostLost | ev.HostFound | ev.HostRestarted) -> None:
         """Passes on what a link says about its host."""
         for run in self._running():
             run.post(event)
@@ -152,7 +171,8 @@ class StudyManager:
             run.stop(reason)
 
     async def close(self, reason: str, limit: float = STOP_LIMIT) -> None:
-        """Ends all studies; past ``limit`` seconds without waiting for their attempts."""
+        """Ends all studies and takes no more; past ``limit`` seconds without waiting for their attempts."""
+        self._closed = True
         for run in self._running():
             run.stop(reason, limit)
         if self._tasks:
@@ -168,13 +188,11 @@ class StudyManager:
             study = await run.run()
             trials = run.machine.trials()
             managed.trials = {trial.number: trial for trial in trials}
-            path = managed.directory.path
-            try:
-                await asyncio.to_thread(write_results, path, study, trials, managed.config_yaml, managed.spec)
-            except OSError as error:
-                reason = f"{study.reason}; " if study.reason else ""
-                study = replace(study, reason=f"{reason}{path}: the results cannot be written ({error})")
             managed.study = study
+            path = managed.directory.path
+            await asyncio.to_thread(write_results, path, study, trials, managed.config_yaml, managed.spec)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the study has ended and its watchers wait
+            managed.fail(error)
         finally:
             managed.run = None
             managed.directory.close()

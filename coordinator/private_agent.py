@@ -59,12 +59,16 @@ class PrivateAgent:
 
     async def start(self) -> AgentLink:
         """Starts it and waits until it answers; raises StudyFailedError with the end of its log."""
-        self._log.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._log.parent.mkdir(parents=True, exist_ok=True)
+            log = self._log.open("ab")
+        except OSError as error:
+            raise StudyFailedError(f"{self._log}: cannot be written ({error.strerror})") from error
         paths = [PACKAGES, *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
         read, self._pipe = os.pipe()
         try:
-            with self._log.open("ab") as log:
+            with log:
                 self._process = await asyncio.create_subprocess_exec(
                     *(sys.executable, "-P", "-m", "agent"),
                     *("--listen", self.address.target, "--state-dir", str(self._state)),

@@ -23,13 +23,16 @@ from coordinator.config import load
 from coordinator.convert_study import study_to_pb, trial_to_pb, update_to_pb
 from coordinator.errors import ConfigError, HostsError, NhopError, Problem, UsageError
 from coordinator.hosts import AgentAddress, parse_address
-from coordinator.manager import ManagedStudy, StudyExistsError, StudyManager
+from coordinator.manager import ManagedStudy, ManagerClosedError, StudyExistsError, StudyManager
 from coordinator.private_agent import PrivateAgent, usable_cores
 from coordinator.runtime import LAST_MOMENT, StopSignal, close_links, connect
 from nhop.v1 import study_pb2, study_pb2_grpc
 
 SERVICE = study_pb2.DESCRIPTOR.services_by_name["StudyService"].full_name
 PAGE_LIMIT = 1000
+PAGE_BYTES = 2 << 20
+"""Where a page of trials ends early: clients refuse messages of more than 4 MiB unless told otherwise."""
+
 PRIVATE_SLOTS = 64
 """Workers of one trial that a served coordinator's private agent can hold; cores limit what runs at once."""
 
@@ -68,6 +71,8 @@ class StudyService(study_pb2_grpc.StudyServiceServicer):
             await context.abort(grpc.StatusCode.ALREADY_EXISTS, str(error))
         except HostsError as error:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+        except ManagerClosedError as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
         except NhopError as error:
             await context.abort(grpc.StatusCode.INTERNAL, str(error))
         return study_pb2.SubmitStudyResponse(study=_study(managed))
@@ -117,12 +122,15 @@ class StudyService(study_pb2_grpc.StudyServiceServicer):
             if getattr(request, name) < 0:
                 await _refuse(context, ConfigError("request", [Problem(name, "must not be negative")]))
         size = min(request.page_size or PAGE_LIMIT, PAGE_LIMIT)
-        first = request.after_trial + 1
-        page = [managed.trials[n] for n in range(first, first + size) if n in managed.trials]
-        more = first + size in managed.trials
-        return study_pb2.ListTrialsResponse(
-            trials=map(trial_to_pb, page), next_after_trial=page[-1].number if more and page else 0
-        )
+        response = study_pb2.ListTrialsResponse()
+        number, length = request.after_trial + 1, 0
+        while number in managed.trials and len(response.trials) < size and length < PAGE_BYTES:
+            response.trials.append(trial_to_pb(managed.trials[number]))
+            length += response.trials[-1].ByteSize()
+            number += 1
+        if number in managed.trials:
+            response.next_after_trial = number - 1
+        return response
 
     async def GetBestTrial(  # noqa: N802
         self, request: study_pb2.GetBestTrialRequest, context: Context

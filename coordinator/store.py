@@ -65,7 +65,8 @@ class Store:
         connection.executescript(f"BEGIN; {schema.TABLES} PRAGMA user_version = {schema.VERSION}; COMMIT;")
 
     def _commit(self, items: Sequence[Item], reports: Sequence[Report]) -> None:
-        assert self._connection is not None
+        if self._connection is None:
+            raise StudyFailedError(f"{self._path}: nothing can be stored, it is not open")
         connection = self._connection
         connection.execute("BEGIN IMMEDIATE")
         try:

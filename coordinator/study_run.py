@@ -8,6 +8,7 @@ commit is under way the next events gather, so that the commits grow with the lo
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import traceback
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -24,6 +25,7 @@ from coordinator.errors import NhopError
 from coordinator.event_stream import Batch, EventStream
 from coordinator.instructions import Command, Instruction, Save, SetTimer, StopAttempt, Tell
 from coordinator.machine import StudyMachine
+from coordinator.naming import new_run_id
 from coordinator.store import Item, Store
 from nhop_models.contract import TaskStatus
 
@@ -50,7 +52,7 @@ class StudyRun:
         observer: Observer,
         released: Callable[[str], None] | None = None,
     ) -> None:
-        self.spec = spec
+        self.spec = spec = dataclasses.replace(spec, run_id=new_run_id(spec.study_id))
         self.directory = directory
         self.machine = StudyMachine(spec, slots, now=now, started_at=started_at)
         self._links = links
@@ -61,7 +63,7 @@ class StudyRun:
         self._tasks: set[asyncio.Task[None]] = set()
         self._commands: set[asyncio.Task[None]] = set()
         self._logs: dict[tuple[AttemptId, str], list[asyncio.Task[None]]] = {}
-        self._streams = [EventStream(link, spec.study_id, self._inbox.put_nowait) for link in links.values()]
+        self._streams = [EventStream(link, spec, self._inbox.put_nowait) for link in links.values()]
         self._timers: set[asyncio.TimerHandle] = set()
         self._crash: BaseException | None = None
         self._crashed = asyncio.Event()
@@ -206,7 +208,8 @@ class StudyRun:
         if data is None and failure is not None:
             data = f"{failure.message}\n{failure.detail}\n".encode()
         name = f"trial-{attempt.trial}-attempt-{attempt.attempt}-{event.task.file_stem}.log"
-        await asyncio.to_thread(_write, self.directory.logs / name, data or b"")
+        with suppress(OSError):  # a log is a help for people: its loss is no failure
+            await asyncio.to_thread(_write, self.directory.logs / name, data or b"")
 
     # --- the end ------------------------------------------------------------------------------
 
@@ -231,8 +234,10 @@ class StudyRun:
         else:
             path = self.directory.logs / "coordinator.log"
             text = "".join(traceback.format_exception(error))
-            await asyncio.to_thread(_write, path, text.encode())
-            reason = f"a defect of NHOP: {type(error).__name__}: {error}; the details are in {path}"
+            reason = f"a defect of NHOP: {type(error).__name__}: {error}"
+            with suppress(OSError):  # no room for the details
+                await asyncio.to_thread(_write, path, text.encode())
+                reason += f"; the details are in {path}"
             event = ev.StudyAborted(StudyState.FAILED, reason)
         if self.machine.state.ended:
             return
@@ -245,7 +250,8 @@ class StudyRun:
         with suppress(NhopError):
             await self._store.commit([i.item for i in instructions if isinstance(i, Save)], ())
         try:
-            self._observer(self.machine.study())
+            with suppress(NhopError):
+                self._observer(self.machine.study())
         except Exception:  # noqa: BLE001 - it may be the very thing that has failed
             _log.exception("the observer failed")
         if self._commands:

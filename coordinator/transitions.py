@@ -45,12 +45,14 @@ ATTEMPT: Mapping[AttemptState, Mapping[type[ev.AttemptEvent], frozenset[AttemptS
         ev.TaskStarted: frozenset({_STARTING}),
         ev.TaskReady: frozenset({_STARTING}),
         ev.TaskEnded: frozenset({_STARTING, _STOPPING}),
+        ev.AttemptChecked: frozenset({_STARTING, _STOPPING, _ENDED}),
         ev.AttemptEnded: frozenset({_STARTING, _STOPPING, _ENDED}),
     },
     _RUNNING: {
         ev.TaskStarted: frozenset({_RUNNING}),
         ev.TaskReady: frozenset({_RUNNING}),
         ev.TaskEnded: frozenset({_RUNNING, _STOPPING}),
+        ev.AttemptChecked: frozenset({_RUNNING, _STOPPING, _ENDED}),
         ev.AttemptEnded: frozenset({_RUNNING, _STOPPING, _ENDED}),
     },
     _STOPPING: {
@@ -64,6 +66,7 @@ ATTEMPT: Mapping[AttemptState, Mapping[type[ev.AttemptEvent], frozenset[AttemptS
         ev.TaskEnded: frozenset({_STOPPING}),
         ev.StopAnswered: frozenset({_STOPPING, _ENDED}),
         ev.StopFailed: frozenset({_STOPPING}),
+        ev.AttemptChecked: frozenset({_STOPPING, _ENDED}),
         ev.AttemptEnded: frozenset({_STOPPING, _ENDED}),
     },
     _ENDED: {},

@@ -12,7 +12,6 @@ import grpc
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from coordinator import convert
 from coordinator.convert_study import StudyStatus, study_from_pb, trial_from_pb, update_from_pb
 from coordinator.domain import Report, Trial
 from coordinator.errors import ConfigError, HostsError, NhopError, Problem
@@ -54,13 +53,10 @@ class Client:
         Raises ConfigError with all problems of the configuration, StudyExistsError, and
         HostsError where the hosts could never hold a trial.
         """
-        request = study_pb2.SubmitStudyRequest(study_id=study_id)
         if isinstance(config, Path):
             config = config.read_text(encoding="utf-8")
-        if isinstance(config, str):
-            request.yaml = config
-        else:
-            request.values.CopyFrom(convert.values_to_struct(config))
+        text = config if isinstance(config, str) else _as_yaml(config)
+        request = study_pb2.SubmitStudyRequest(study_id=study_id, yaml=text)
         with self._errors():
             return study_from_pb(self._stub.SubmitStudy(request, timeout=self._timeout).study)
 
@@ -145,6 +141,17 @@ class Client:
                 return _config_error(error, message)
             case code:
                 return CoordinatorError(f"{self._address}: {message} ({code.name})")
+
+
+def _as_yaml(config: Mapping[str, Any]) -> str:
+    # As text: the request's `values` would not tell 1.0 from 1, and the space would be another.
+    from coordinator.config.render import as_yaml
+    from coordinator.config.source import read_mapping
+
+    document = read_mapping(config)
+    if document.problems:
+        raise ConfigError(document.name, document.problems)
+    return as_yaml(document.data)
 
 
 def _config_error(error: Any, message: str) -> NhopError:

@@ -9,7 +9,7 @@ from typing import Any
 from coordinator.config import values
 from coordinator.config.keys import SEARCHED, Keys
 from coordinator.config.source import Document, KeyPath, describe, shorten
-from coordinator.search.space import Choice, Dimension, Float, Int, Layers
+from coordinator.search.space import LARGEST_INT, Choice, Dimension, Float, Int, Layers
 
 OPTIMIZERS = ("Adam", "sgd", "Adagrad")
 ACTIVATIONS = (
@@ -22,6 +22,10 @@ ACTIVATIONS = (
 
 LAYER_KEYS = {"hidden_layers": ("hidden_layers", "nodes_per_layer"), "activation": ("activation",)}
 """Hyper-parameters of the Regressor's layers, and the keys that ask for them with another model."""
+
+MOST_LAYERS = 1000
+MOST_NODES = 1_000_000
+"""Of one layer."""
 
 _RANGE_KEYS = ("low", "high", "log", "step")
 _TYPES = ("float", "int", "choice", "layers")
@@ -124,8 +128,10 @@ class SpaceReader:
         options = self._range(path, value, lambda bound: values.number(bound, above=above), either_order)
         return None if options is None else self._make(path, Float, options)
 
-    def _int(self, path: KeyPath, value: Any, *, low: int | None = None) -> Int | None:
-        options = self._range(path, value, lambda bound: values.whole(bound, low), False)
+    def _int(
+        self, path: KeyPath, value: Any, *, low: int | None = None, high: int = LARGEST_INT
+    ) -> Int | None:
+        options = self._range(path, value, values.bounded_whole(low, high), False)
         return None if options is None else self._make(path, Int, options)
 
     def _make(self, path: KeyPath, kind: Callable[..., Any], options: dict[str, Any]) -> Any:
@@ -185,7 +191,7 @@ class SpaceReader:
         if isinstance(layers, dict) and "layers" in layers:
             return self._fixed_layers(path, layers)
         if nodes is None:
-            count = self._int(path, layers, low=0)
+            count = self._int(path, layers, low=0, high=MOST_LAYERS)
             if count is None:
                 return None
             smallest = max(count.low, 1)
@@ -196,8 +202,8 @@ class SpaceReader:
     def _make_layers(
         self, path: KeyPath, count_path: KeyPath, count: Any, nodes_path: KeyPath, nodes: Any
     ) -> Layers | None:
-        number = self._int(count_path, count, low=0)
-        size = self._int(nodes_path, nodes, low=1)
+        number = self._int(count_path, count, low=0, high=MOST_LAYERS)
+        size = self._int(nodes_path, nodes, low=1, high=MOST_NODES)
         if number is None or size is None:
             return None
         made: Layers | None = self._make(path, Layers, {"count": number, "nodes": size})
@@ -211,7 +217,8 @@ class SpaceReader:
             self._problem(place, f"must be a list of node counts, not {describe(value['layers'])}")
             return None
         try:
-            return Choice((tuple(values.whole(nodes, 1) for nodes in value["layers"]),))
+            values.whole(len(value["layers"]), high=MOST_LAYERS)
+            return Choice((tuple(values.whole(nodes, 1, MOST_NODES) for nodes in value["layers"]),))
         except ValueError as error:
             self._problem(place, str(error))
             return None

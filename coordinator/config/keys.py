@@ -16,7 +16,6 @@ from coordinator.config.source import describe
 from coordinator.config.values import (
     Addresses,
     Flag,
-    NotNegative,
     OptionalPositive,
     OptionalSeconds,
     OptionalText,
@@ -119,8 +118,8 @@ class _Keys(BaseModel):
 class ClusterKeys(_Keys):
     """Number of tasks of each trial."""
 
-    ps: NotNegative = 1
-    workers: Positive = 2
+    ps: Annotated[int, BeforeValidator(values.bounded_whole(0, values.MOST_TASKS))] = 1
+    workers: Annotated[int, BeforeValidator(values.bounded_whole(1, values.MOST_TASKS))] = 2
 
 
 class Keys(_Keys):
@@ -165,7 +164,7 @@ class Keys(_Keys):
     worker_hosts: Addresses = None
     sync_replicas: Annotated[bool, BeforeValidator(_asynchronous)] = False
     num_gpus: Annotated[int, BeforeValidator(_no_gpus)] = 0
-    slots: OptionalPositive = Field(
+    slots: Annotated[int | None, values.optional(values.bounded_whole(1, values.MOST_SLOTS))] = Field(
         None, description="workers at once on this machine; default: CPU cores, or one trial's"
     )
     parallel_trials: OptionalPositive = Field(None, description="trials at once; default: as many as fit")

@@ -76,6 +76,11 @@ class _Dumper(yaml.SafeDumper):
 _Dumper.add_representer(str, _Dumper.represent_text)
 
 
+def as_yaml(values: Mapping[str, Any]) -> str:
+    """Writes plain values as YAML text that reads as the same values: 1.0 stays 1.0."""
+    return _flow(values)
+
+
 def _flow(value: Any) -> str:
     text: str = yaml.dump(
         value, Dumper=_Dumper, default_flow_style=True, width=_WIDTH, sort_keys=False, allow_unicode=True

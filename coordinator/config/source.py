@@ -343,6 +343,8 @@ def _plain(value: Any, path: KeyPath, document: Document, budget: list[int]) -> 
     if len(path) > MAX_DEPTH:
         document.problems.append(Problem(dotted(path[:3]), f"is nested more than {MAX_DEPTH} deep"))
         return None
+    if hasattr(value, "tolist"):  # arrays and scalars of numpy
+        return _plain(value.tolist(), path, document, budget)
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Path):
@@ -359,8 +361,6 @@ def _plain(value: Any, path: KeyPath, document: Document, budget: list[int]) -> 
         return plain
     if isinstance(value, list | tuple):
         return [_plain(inner, (*path, index), document, budget) for index, inner in enumerate(value)]
-    if hasattr(value, "tolist"):  # arrays and scalars of numpy
-        return _plain(value.tolist(), path, document, budget)
     kind = type(value).__name__
     document.problems.append(
         Problem(dotted(path), f"must be a number, text, list or mapping, not an object of type {kind}")

@@ -17,6 +17,7 @@ from coordinator.config.dimensions import SpaceReader
 from coordinator.config.keys import WITHOUT_EFFECT, ClusterKeys, Keys
 from coordinator.config.render import render
 from coordinator.config.source import Document, apply_overrides, read_file, read_mapping, read_text
+from coordinator.config.values import MOST_TASKS
 from coordinator.domain import Cluster, Limits, Objective, StageBudget, StudySpec, Training
 from coordinator.errors import ConfigError, Problem
 from coordinator.search.space import Space, space_to_json
@@ -191,6 +192,9 @@ class _Resolver:
                     "cluster.workers to 1 (parallel_trials sets how many trials run at once)",
                 )
             workers = 1
+        if ps + workers > MOST_TASKS:
+            place = ("cluster",) if explicit else ("worker_hosts" if keys.worker_hosts else "ps_hosts",)
+            self._problem(*place, message=f"{ps} PS and {workers} workers: {MOST_TASKS:,} tasks are the most")
         return Cluster(ps, workers)
 
     def _dimensions(self, keys: Keys) -> tuple[tuple[int, int] | None, int]:

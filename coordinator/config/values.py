@@ -15,6 +15,15 @@ from coordinator.search.space import LARGEST_INT
 _DURATION = re.compile(r"(?:(\d+)d)?\s*(?:(\d+)h)?\s*(?:(\d+)m)?\s*(?:(\d+(?:\.\d+)?)s)?")
 _UNITS = (86400, 3600, 60, 1)
 
+LONGEST = 10 * 365 * 86400
+"""Seconds of the longest duration."""
+
+MOST_TASKS = 1000
+"""The most tasks that a trial may have."""
+
+MOST_SLOTS = 10_000
+"""The most slots of this machine."""
+
 
 class RefusedError(ValueError):
     """A value is not what its key takes; the message is for the user, without key and place."""
@@ -47,7 +56,7 @@ def number(
 
 
 def duration(value: Any) -> float:
-    """Returns seconds above 0 from a number or ``1d2h30m10s``; RefusedError for anything else."""
+    """Returns seconds, above 0 and up to ten years, from a number or ``1d2h30m10s``; else RefusedError."""
     if isinstance(value, str):
         found = _DURATION.fullmatch(value.strip().lower())
         if found is None or not any(found.groups()):
@@ -57,7 +66,10 @@ def duration(value: Any) -> float:
         value = sum(
             float(part) * unit for part, unit in zip(found.groups(), _UNITS, strict=True) if part is not None
         )
-    return number(value, above=0)
+    seconds = number(value, above=0)
+    if seconds > LONGEST:
+        raise RefusedError(f"must be at most 10 years, not {seconds:g} seconds")
+    return seconds
 
 
 def text(value: Any) -> str:
@@ -110,7 +122,7 @@ def optional(accept: Callable[[Any], Any]) -> BeforeValidator:
     return BeforeValidator(lambda value: None if value is None else accept(value))
 
 
-def bounded_whole(low: int, high: int = LARGEST_INT) -> Callable[[Any], int]:
+def bounded_whole(low: int | None, high: int = LARGEST_INT) -> Callable[[Any], int]:
     """Makes a check for whole numbers in [low, high]."""
     return lambda value: whole(value, low, high)
 
@@ -120,7 +132,6 @@ Text = Annotated[str, BeforeValidator(text)]
 OptionalText = Annotated[str | None, optional(text)]
 Positive = Annotated[int, BeforeValidator(bounded_whole(1))]
 OptionalPositive = Annotated[int | None, optional(bounded_whole(1))]
-NotNegative = Annotated[int, BeforeValidator(bounded_whole(0))]
 Tolerance = Annotated[float, BeforeValidator(lambda value: number(value, 0))]
 Seconds = Annotated[float, BeforeValidator(duration)]
 OptionalSeconds = Annotated[float | None, optional(duration)]

@@ -118,7 +118,8 @@ class AgentServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ReadLog(self, request, context):
-        """The log of a task (its stdout and stderr) in chunks.
+        """The log of a task (its stdout and stderr) in chunks. NOT_FOUND: the agent does
+        not know the attempt, or it has no such task.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -61,7 +61,9 @@ class AgentServiceStub:
     UNAVAILABLE: the agent shuts down.
     """
     ReadLog: _grpc.UnaryStreamMultiCallable[_agent_pb2.ReadLogRequest, _agent_pb2.ReadLogResponse]
-    """The log of a task (its stdout and stderr) in chunks."""
+    """The log of a task (its stdout and stderr) in chunks. NOT_FOUND: the agent does
+    not know the attempt, or it has no such task.
+    """
 
 @_typing.type_check_only
 class AgentServiceAsyncStub(AgentServiceStub):
@@ -94,7 +96,9 @@ class AgentServiceAsyncStub(AgentServiceStub):
     UNAVAILABLE: the agent shuts down.
     """
     ReadLog: _aio.UnaryStreamMultiCallable[_agent_pb2.ReadLogRequest, _agent_pb2.ReadLogResponse]  # type: ignore[assignment]
-    """The log of a task (its stdout and stderr) in chunks."""
+    """The log of a task (its stdout and stderr) in chunks. NOT_FOUND: the agent does
+    not know the attempt, or it has no such task.
+    """
 
 class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
     """One per host. Every call is idempotent: repeated, it has the same effect and
@@ -160,6 +164,8 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _agent_pb2.ReadLogRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_agent_pb2.ReadLogResponse], _abc.AsyncIterator[_agent_pb2.ReadLogResponse]]:
-        """The log of a task (its stdout and stderr) in chunks."""
+        """The log of a task (its stdout and stderr) in chunks. NOT_FOUND: the agent does
+        not know the attempt, or it has no such task.
+        """
 
 def add_AgentServiceServicer_to_server(servicer: AgentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

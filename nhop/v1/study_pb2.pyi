@@ -114,7 +114,10 @@ class SubmitStudyRequest(_message.Message):
     """The configuration as the text of a YAML file."""
     @_builtins.property
     def values(self) -> _struct_pb2.Struct:
-        """The configuration as keys and values."""
+        """The configuration as keys and values. A Struct does not tell 1.0 from 1: a
+        range of search_space whose bounds are whole is one of whole numbers; write
+        {type: float, low: 0, high: 1} where fractions are meant.
+        """
 
     def __init__(
         self,

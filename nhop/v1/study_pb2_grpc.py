@@ -79,6 +79,7 @@ class StudyServiceServicer:
     def SubmitStudy(self, request, context):
         """Starts a study. INVALID_ARGUMENT carries BadRequest with one violation for
         each problem of the configuration. ALREADY_EXISTS: the study id is taken.
+        UNAVAILABLE: the coordinator ends.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -36,6 +36,7 @@ class StudyServiceStub:
     SubmitStudy: _grpc.UnaryUnaryMultiCallable[_study_pb2.SubmitStudyRequest, _study_pb2.SubmitStudyResponse]
     """Starts a study. INVALID_ARGUMENT carries BadRequest with one violation for
     each problem of the configuration. ALREADY_EXISTS: the study id is taken.
+    UNAVAILABLE: the coordinator ends.
     """
     GetStudy: _grpc.UnaryUnaryMultiCallable[_study_pb2.GetStudyRequest, _study_pb2.GetStudyResponse]
     """The state of one study. NOT_FOUND: no such study."""
@@ -62,6 +63,7 @@ class StudyServiceAsyncStub(StudyServiceStub):
     SubmitStudy: _aio.UnaryUnaryMultiCallable[_study_pb2.SubmitStudyRequest, _study_pb2.SubmitStudyResponse]  # type: ignore[assignment]
     """Starts a study. INVALID_ARGUMENT carries BadRequest with one violation for
     each problem of the configuration. ALREADY_EXISTS: the study id is taken.
+    UNAVAILABLE: the coordinator ends.
     """
     GetStudy: _aio.UnaryUnaryMultiCallable[_study_pb2.GetStudyRequest, _study_pb2.GetStudyResponse]  # type: ignore[assignment]
     """The state of one study. NOT_FOUND: no such study."""
@@ -91,6 +93,7 @@ class StudyServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_study_pb2.SubmitStudyResponse, _abc.Awaitable[_study_pb2.SubmitStudyResponse]]:
         """Starts a study. INVALID_ARGUMENT carries BadRequest with one violation for
         each problem of the configuration. ALREADY_EXISTS: the study id is taken.
+        UNAVAILABLE: the coordinator ends.
         """
 
     @_abc_1.abstractmethod

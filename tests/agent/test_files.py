@@ -234,3 +234,38 @@ async def test_a_batch_reads_no_more_of_a_spool_than_it_sends(tmp_path: Path, wr
     await subscription.next_batch()
     assert not subscription.emptied.is_set()
     assert [event.sequence for event in await subscription.next_batch()] == list(range(500, 601))
+
+
+# --- files that the system does not let be read ---------------------------------------------
+
+
+def test_a_log_that_cannot_be_read_has_no_tail(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "worker-0.log").mkdir()
+    assert AttemptDirectory(tmp_path).log_tail(TASK) == ""
+    assert "cannot read" in caplog.text
+
+
+def test_an_outcome_that_cannot_be_read_is_no_fault_of_the_users(tmp_path: Path) -> None:
+    (tmp_path / "worker-0.outcome.json").mkdir()
+    outcome = AttemptDirectory(tmp_path).read_outcome(TASK)
+    assert outcome is not None
+    assert (outcome.status, outcome.failure_kind) == (TaskStatus.FAILED, FailureKind.RESOURCES)
+
+
+def test_a_lost_task_whose_files_cannot_be_removed_is_no_error(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "worker-0.log").mkdir()
+    AttemptDirectory(tmp_path).forget_task(TASK)
+    assert "cannot remove" in caplog.text
+
+
+def test_an_attempt_that_cannot_be_renamed_is_deleted_all_the_same(tmp_path: Path) -> None:
+    path, in_the_way = tmp_path / "s-t1-a1", tmp_path / ".s-t1-a1" / "file"
+    path.mkdir()
+    in_the_way.parent.mkdir()
+    in_the_way.touch()
+    directory = AttemptDirectory(path)
+    directory.discard()
+    directory.delete()
+    assert not path.exists()

@@ -135,7 +135,6 @@ def test_the_chiefs_failure_ends_the_attempt_as_failed() -> None:
         FailureKind.DIVERGED,
         FailureKind.INTERNAL,
         FailureKind.PORT_TAKEN,
-        FailureKind.PEER_LOST,
     ],
 )
 def test_a_workers_failure_ends_the_attempt(kind: FailureKind) -> None:
@@ -144,11 +143,20 @@ def test_a_workers_failure_ends_the_attempt(kind: FailureKind) -> None:
     assert machine.state is AttemptState.STOPPING
 
 
-@pytest.mark.parametrize("kind", [FailureKind.KILLED, FailureKind.CRASHED])
+@pytest.mark.parametrize("kind", [FailureKind.KILLED, FailureKind.CRASHED, FailureKind.PEER_LOST])
 def test_training_goes_on_without_a_lost_worker(kind: FailureKind) -> None:
     machine = running()
     machine.handle(failed(OTHER, kind), 1.0)
     assert machine.state is AttemptState.RUNNING
+
+
+def test_a_parameter_server_is_the_cause_even_where_a_worker_misses_it_first() -> None:
+    machine = running()
+    machine.handle(failed(OTHER, FailureKind.PEER_LOST), 1.0)
+    failure = result(machine.handle(exited(PS, signal=9), 1.1)).failure
+    assert failure is not None
+    assert failure.kind is FailureKind.KILLED
+    assert stop_all(machine) is StopReason.FAILED
 
 
 def test_a_parameter_server_that_ends_unasked_ends_the_attempt() -> None:
@@ -215,6 +223,21 @@ def test_a_fork_that_could_not_be_withdrawn_is_signalled() -> None:
     assert SignalTask(CHIEF, Rung.STOP) in machine.handle(TaskForked(CHIEF, 1, 1), 1.5)
 
 
+def test_a_fork_that_is_never_answered_is_withdrawn_by_force_after_the_ladder() -> None:
+    machine = AttemptMachine([CHIEF], None)
+    machine.handle(StartRequested(LIMITS), 0.0)
+    machine.handle(StopRequested(StopReason.PRUNED), 10.0)
+    machine.handle(DeadlineReached(), 12.0)
+    assert machine.handle(DeadlineReached(), 15.0) == [WithdrawFork(CHIEF, force=True)]
+
+
+def test_at_once_withdraws_forks_by_force() -> None:
+    machine = AttemptMachine([CHIEF], None)
+    machine.handle(StartRequested(LIMITS), 0.0)
+    out = machine.handle(StopRequested(StopReason.SHUTDOWN, at_once=True), 1.0)
+    assert out[-1] == WithdrawFork(CHIEF, force=True)
+
+
 def test_withdrawn_forks_end_the_attempt() -> None:
     machine = prepared()
     machine.handle(StartRequested(LIMITS), 0.0)
@@ -240,6 +263,12 @@ def test_a_task_that_is_late_fails_with_the_end_of_its_log() -> None:
     assert failure is not None
     assert (failure.kind, failure.detail) == (FailureKind.START_TIMEOUT, "last line")
     assert "last line" in failure.message
+
+
+def test_a_start_limit_that_has_passed_is_not_waited_for_again() -> None:
+    machine = forked()
+    machine.handle(DeadlineReached(), 60.0)  # ps/0 is late, too, and told when the workers are gone
+    assert machine.deadline == 60.0 + LIMITS.stop_grace
 
 
 def test_tasks_that_were_in_time_are_stopped_without_a_failure() -> None:

@@ -134,6 +134,34 @@ async def test_a_zygote_that_hangs_is_replaced(agent: RealAgent) -> None:
     assert gone(tasks["worker/0"])
 
 
+async def hang_while_forking(agent: RealAgent, **limits: float) -> None:
+    """Starts a task that a zygote which no longer moves is to fork."""
+    before = attempt_id(study="before")
+    await agent.run(before, "worker/0")
+    await agent.events(before)  # the zygote is ready
+    os.kill(zygote_of(agent), signal.SIGSTOP)
+    await agent.run(attempt_id(), "ps/0", "worker/0", stop_grace=0.1, terminate_grace=0.1, **limits)
+
+
+async def test_a_stop_ends_a_fork_that_the_zygote_never_answers(agent: RealAgent) -> None:
+    await hang_while_forking(agent)
+    await agent.stop(attempt_id())
+    events = await agent.events(attempt_id())
+    assert outcome(events, "worker/0").status == types_pb2.TASK_STATUS_STOPPED
+    assert (await agent.inventory()).free_slots == 2
+
+
+async def test_the_run_limit_ends_a_fork_that_the_zygote_never_answers(agent: RealAgent) -> None:
+    await hang_while_forking(agent, run=0.2)
+    events = await agent.events(attempt_id())
+    assert outcome(events, "worker/0").failure.kind == types_pb2.FAILURE_KIND_TIME_LIMIT
+
+
+async def test_an_agent_ends_while_a_fork_is_never_answered(agent: RealAgent) -> None:
+    await hang_while_forking(agent)
+    assert await agent.terminate() == 0
+
+
 async def test_a_fork_whose_answer_was_lost_is_ended_and_repeated(tmp_path: Path) -> None:
     marker = tmp_path / "lost"
     agent = await RealAgent.launch(tmp_path, zygote_arguments=["--lose-fork", str(marker)])
@@ -225,6 +253,40 @@ async def test_an_acknowledged_attempt_leaves_no_files(agent: RealAgent) -> None
         events = await stream.until(ended)
         await stream.acknowledge(events[-1])
         await eventually(lambda: not list(attempts.iterdir()))
+
+
+# --- a coordinator that does not come back --------------------------------------------------
+
+
+async def test_nothing_is_left_of_a_study_that_nobody_follows_any_more(tmp_path: Path) -> None:
+    agent = await RealAgent.launch(tmp_path, abandon_limit=0.3)
+    try:
+        tasks = await start_forever(agent, "ps/0", "worker/0")
+        await eventually(lambda: not list((agent.state_dir / "attempts").iterdir()))
+        assert all(gone(pid) for pid in tasks.values())
+        assert (await agent.inventory()).free_slots == 2
+    finally:
+        await agent.close()
+
+
+async def test_a_study_that_is_followed_is_not_given_up(tmp_path: Path) -> None:
+    agent = await RealAgent.launch(tmp_path, abandon_limit=0.2)
+    try:
+        script = {"worker/0": {"runs_for": 1.0}}
+        assert outcome(await run_to_end(agent, script), "worker/0").status == types_pb2.TASK_STATUS_COMPLETED
+    finally:
+        await agent.close()
+
+
+async def test_a_new_agent_deletes_what_nobody_asks_for(tmp_path: Path) -> None:
+    agent = await RealAgent.launch(tmp_path)
+    await run_to_end(agent, {})
+    await agent.kill()
+    agent = await RealAgent.launch(tmp_path, abandon_limit=0.3)
+    try:
+        await eventually(lambda: not list((agent.state_dir / "attempts").iterdir()))
+    finally:
+        await agent.close()
 
 
 # --- a new agent ----------------------------------------------------------------------------

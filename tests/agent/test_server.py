@@ -196,6 +196,17 @@ async def test_a_log_can_be_read_from_either_end(agent: RealAgent, offset: int, 
     assert await read_log(agent, "worker/0", offset) == text
 
 
+async def test_a_log_that_cannot_be_read_is_said(agent: RealAgent) -> None:
+    await agent.run(attempt_id(), "worker/0", script={"worker/0": {"log": "hello log"}})
+    await agent.events(attempt_id())
+    log = agent.state_dir / "attempts/study-t1-a1/worker-0.log"
+    log.unlink()
+    log.mkdir()
+    with pytest.raises(grpc.aio.AioRpcError, match="cannot be used") as caught:
+        await read_log(agent, "worker/0")
+    assert caught.value.code() is grpc.StatusCode.INTERNAL
+
+
 async def test_the_log_of_an_unknown_task_is_not_found(agent: RealAgent) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await read_log(agent, "worker/0")

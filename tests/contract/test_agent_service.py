@@ -259,6 +259,14 @@ async def test_training_goes_on_without_a_killed_worker(agent: Harness) -> None:
     assert outcome(events, "worker/0").status == types_pb2.TASK_STATUS_COMPLETED
 
 
+async def test_training_goes_on_without_a_worker_that_lost_a_peer(agent: Harness) -> None:
+    script = {"worker/0": {"runs_for": 0.5}, "worker/1": {"runs_for": 0, "ends_with": "PEER_LOST"}}
+    await agent.run(attempt_id(), "ps/0", "worker/0", "worker/1", script=script)
+    events = await agent.events(attempt_id())
+    assert outcome(events, "worker/1").failure.kind == types_pb2.FAILURE_KIND_PEER_LOST
+    assert outcome(events, "worker/0").status == types_pb2.TASK_STATUS_COMPLETED
+
+
 async def test_a_failing_parameter_server_ends_the_attempt(agent: Harness) -> None:
     script = {**FOREVER, "ps/0": {"runs_for": 0, "dies_of": "SIGKILL", "reports": 0}}
     await agent.run(attempt_id(), "ps/0", "worker/0", script=script)

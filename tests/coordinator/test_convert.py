@@ -88,7 +88,9 @@ def test_reports_and_events_are_told_apart():
         task=convert.task_to_pb(WORKER), outcome=types_pb2.TaskOutcome(status=types_pb2.TASK_STATUS_COMPLETED)
     )
     reports, events = convert.events_from_pb(
-        "a", [event(report=report), event(task_ready=agent_pb2.TaskReady()), event(task_ended=ended)]
+        "a",
+        ATTEMPT.study_id,
+        [event(report=report), event(task_ready=agent_pb2.TaskReady()), event(task_ended=ended)],
     )
     assert [(r.attempt, r.task, r.sequence, r.step, r.val_loss, r.at) for r in reports] == [
         (ATTEMPT, WORKER, 4, 5, None, 1000.25)
@@ -107,7 +109,7 @@ def test_reports_and_events_are_told_apart():
 )
 def test_an_event_that_is_not_understood_is_an_error(message):
     with pytest.raises(convert.ProtocolError):
-        convert.events_from_pb("a", [message])
+        convert.events_from_pb("a", ATTEMPT.study_id, [message])
 
 
 def test_a_ps_takes_no_slot():

@@ -77,18 +77,27 @@ def test_an_empty_file():
     assert "lists no host" in problem
 
 
-def inventory(slots):
-    return Inventory("h", slots, slots, 2, 0, "0.1.0", "x")
+def inventory(slots, incarnation):
+    return Inventory(slots, 0, incarnation)
 
 
 def test_slots_of_the_file_cap_those_of_the_agent():
-    addresses = {AgentAddress("a:1"): inventory(4), AgentAddress("b:1", slots=1): inventory(4)}
+    addresses = {AgentAddress("a:1"): inventory(4, "x"), AgentAddress("b:1", slots=1): inventory(4, "y")}
     assert usable_slots(addresses) == {"a:1": 4, "b:1": 1}
 
 
 def test_more_slots_or_gpus_than_the_agent_has():
-    addresses = {AgentAddress("a:1", slots=5): inventory(4), AgentAddress("b:1", gpus=1): inventory(4)}
+    addresses = {
+        AgentAddress("a:1", slots=5): inventory(4, "x"),
+        AgentAddress("b:1", gpus=1): inventory(4, "y"),
+    }
     with pytest.raises(HostsError) as error:
         usable_slots(addresses)
     assert "a:1: slots=5, but its agent has 4" in str(error.value)
     assert "b:1: gpus=1, but its agent has 0" in str(error.value)
+
+
+def test_an_agent_under_two_names_is_refused():
+    addresses = {AgentAddress("localhost:1"): inventory(4, "x"), AgentAddress("[::1]:1"): inventory(4, "x")}
+    with pytest.raises(HostsError, match=r"^\[::1\]:1: is the same agent as localhost:1; list it once$"):
+        usable_slots(addresses)

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import os
 from dataclasses import replace
 
 import pytest
 
 from coordinator.config import load
 from coordinator.domain import Stage, Study, StudyState, Trial, TrialCounts, TrialState
-from coordinator.errors import HostsError, UsageError
+from coordinator.errors import HostsError, StudyFailedError, UsageError
 from coordinator.launch import launch
 from coordinator.naming import new_study_id
 from coordinator.runtime import StudyResult
@@ -86,3 +88,21 @@ def test_study_ids_are_what_the_protocol_allows():
     import re
 
     assert re.fullmatch(r"[a-z0-9][a-z0-9-]{0,63}", new_study_id())
+
+
+async def test_results_that_cannot_be_written_fail_the_study(tmp_path, run_study, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("coordinator.launch.write_results", full)
+    with pytest.raises(StudyFailedError, match=r"results cannot be written \(No space left on device\)$"):
+        await start(load(), tmp_path / "out")
+
+
+async def test_a_configuration_that_cannot_be_written_fails_the_study(tmp_path, run_study, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("coordinator.launch.write_atomically", full)
+    with pytest.raises(StudyFailedError, match="results cannot be written"):
+        await start(load(), tmp_path / "out")

@@ -21,7 +21,16 @@ from coordinator.domain import (
     Trial,
     TrialState,
 )
-from coordinator.instructions import PrepareAttempt, Save, SetTimer, StartAttempt, StopAttempt, TaskRecord
+from coordinator.instructions import (
+    CheckAttempt,
+    PrepareAttempt,
+    Save,
+    SetTimer,
+    StartAttempt,
+    StopAttempt,
+    TaskRecord,
+    Tell,
+)
 from coordinator.machine import StudyMachine
 from coordinator.search.space import Float
 from coordinator.transitions import IllegalTransitionError, LateEventError
@@ -98,6 +107,10 @@ def stopped(train_loss=None):
 
 def of(kind, instructions):
     return [i for i in instructions if isinstance(i, kind)]
+
+
+def timers(kind, instructions):
+    return [i for i in of(SetTimer, instructions) if isinstance(i.timer, kind)]
 
 
 def saved(kind, instructions):
@@ -304,6 +317,45 @@ def test_a_lost_peer_gives_way_to_why_it_was_lost():
     assert driver.trial(1).failure == Failure(FailureKind.CRASHED, "ps crashed")
 
 
+WORKER_1 = TaskId.parse("worker/1")
+PS = TaskId.parse("ps/0")
+
+
+@pytest.mark.parametrize(
+    ("ends", "cause"),
+    [
+        ([(CHIEF, None), (WORKER_1, FailureKind.START_TIMEOUT), (PS, None)], FailureKind.START_TIMEOUT),
+        (
+            [(WORKER_1, FailureKind.PEER_LOST), (CHIEF, None), (PS, FailureKind.KILLED)],
+            FailureKind.KILLED,
+        ),
+        ([(PS, None), (CHIEF, FailureKind.CRASHED), (WORKER_1, None)], FailureKind.CRASHED),
+        ([(CHIEF, None), (WORKER_1, None), (PS, None)], FailureKind.PEER_LOST),
+    ],
+)
+def test_why_an_agent_ended_the_group_is_the_cause_whatever_obeys_first(ends, cause):
+    driver = Driver({"a": 2}, cluster=Cluster(1, 2), max_attempts=1)
+    driver.start(1)
+    for task, kind in ends:
+        driver.end_task(1, stopped() if kind is None else failed(kind), task=task)
+    driver.end(1, reason=StopReason.FAILED)
+    assert driver.trial(1).failure.kind is cause
+
+
+def test_a_host_that_ends_the_attempt_before_the_chief_ran_ends_it_everywhere():
+    driver = Driver({"a": 1, "b": 1}, cluster=Cluster(0, 2))
+    driver.start(1, hosts=("a", "b"))
+    asked = driver.end(1, reason=StopReason.SHUTDOWN)
+    assert [(i.host, i.reason) for i in of(StopAttempt, asked)] == [("b", StopReason.FAILED)]
+
+
+def test_the_end_of_a_host_without_the_chief_ends_nothing_else():
+    driver = Driver({"a": 1, "b": 1}, cluster=Cluster(0, 2))
+    driver.start(1, hosts=("a", "b"))
+    driver.end_task(1, failed(FailureKind.KILLED), task=WORKER_1, host="b")
+    assert of(StopAttempt, driver.end(1, host="b", reason=StopReason.FAILED)) == []
+
+
 def test_the_chiefs_end_stops_the_other_hosts_only():
     driver = Driver({"a": 1, "b": 1}, cluster=Cluster(0, 2))
     driver.start(1, hosts=("a", "b"))
@@ -347,7 +399,7 @@ def test_a_refused_host_is_asked_again_after_a_pause_that_grows():
     for _ in range(3):
         asked = driver.feed(ev.PrepareRefused(driver.attempt(1), "a", "full"))
         assert of(PrepareAttempt, asked) == []
-        (timer,) = of(SetTimer, asked)
+        (timer,) = timers(ev.BackOffTimer, asked)
         delays.append(timer.at - driver.now)
         assert len(of(PrepareAttempt, driver.feed(ev.TimerFired(timer.timer)))) == 1
     assert delays == [0.1, 0.2, 0.4]
@@ -388,8 +440,48 @@ def test_in_a_crowd_a_slot_given_back_is_left_to_others_first():
     driver.feed(ev.ShareChanged(1, crowded=True))
     asked = driver.complete(1)
     assert of(PrepareAttempt, asked) == []
-    (timer,) = [i for i in of(SetTimer, asked) if isinstance(i.timer, ev.BackOffTimer)]
+    (timer,) = timers(ev.BackOffTimer, asked)
     assert len(of(PrepareAttempt, driver.feed(ev.TimerFired(timer.timer)))) == 1
+
+
+def test_a_host_that_refused_one_and_took_another_is_asked_again():
+    driver = Driver({"a": 2})
+    (timer,) = timers(ev.BackOffTimer, driver.feed(ev.PrepareRefused(driver.attempt(1), "a", "full")))
+    driver.feed(ev.PrepareSucceeded(driver.attempt(2), "a", {}))
+    assert [i.attempt.trial for i in of(PrepareAttempt, driver.feed(ev.TimerFired(timer.timer)))] == [1]
+
+
+def refuse_for_long(driver, until):
+    """Refuses trial 1 over and over; returns what was asked for."""
+    asked = []
+    while driver.now < until:
+        refused = driver.feed(ev.PrepareRefused(driver.attempt(1), "a", "full"))
+        (timer,) = timers(ev.BackOffTimer, refused)
+        driver.now = timer.at
+        asked += refused + driver.feed(ev.TimerFired(timer.timer))
+    return asked
+
+
+def test_a_study_without_any_room_says_so_once():
+    driver = Driver()
+    (timer,) = timers(ev.CrowdedOutTimer, refuse_for_long(driver, 60.0))
+    assert timer.at == machine_module.CROWDED_OUT_LIMIT
+    (tell,) = of(Tell, driver.feed(ev.TimerFired(timer.timer)))
+    assert tell.notice.warning
+    assert "others use a" in tell.notice.message
+
+
+def test_a_study_that_found_room_meanwhile_says_nothing():
+    driver = Driver()
+    (timer,) = timers(ev.CrowdedOutTimer, refuse_for_long(driver, 20.0))
+    driver.start(1)
+    assert of(Tell, driver.feed(ev.TimerFired(timer.timer))) == []
+
+
+def test_a_study_that_has_some_slots_does_not_complain():
+    driver = Driver({"a": 2})
+    driver.start(2)
+    assert timers(ev.CrowdedOutTimer, refuse_for_long(driver, 60.0)) == []
 
 
 # --- hosts ----------------------------------------------------------------------------------------
@@ -429,6 +521,89 @@ def test_an_attempt_whose_end_is_not_said_counts_as_lost():
     (timer,) = of(SetTimer, asked)
     asked = driver.feed(ev.TimerFired(timer.timer))
     assert [i.attempt.attempt for i in of(PrepareAttempt, asked)] == [2]
+
+
+def test_an_attempt_that_completed_but_does_not_end_counts_as_lost():
+    driver = Driver(max_attempts=1)
+    driver.start(1)
+    (timer,) = timers(ev.StopTimer, driver.end_task(1, completed(0.5)))
+    driver.feed(ev.TimerFired(timer.timer))
+    assert driver.trial(1).state is TrialState.COMPLETED
+
+
+def never_ends(driver):
+    """Trial 1 fails and its host never says that it ended; returns what is asked for then."""
+    driver.start(1)
+    (timer,) = timers(ev.StopTimer, driver.end_task(1, failed(FailureKind.KILLED)))
+    driver.now = timer.at
+    return driver.feed(ev.TimerFired(timer.timer))
+
+
+def test_slots_that_never_come_back_fail_the_study_in_the_end():
+    driver = Driver()
+    (timer,) = timers(ev.HostsGoneTimer, never_ends(driver))
+    assert timer.at == driver.now + machine_module.HOSTS_GONE_LIMIT
+    driver.feed(ev.TimerFired(timer.timer))
+    assert driver.study.state is StudyState.FAILED
+    assert "do not end" in driver.study.reason
+
+
+def test_slots_that_come_back_in_time_keep_the_study():
+    driver = Driver()
+    (timer,) = timers(ev.HostsGoneTimer, never_ends(driver))
+    assert [i.attempt.attempt for i in of(PrepareAttempt, driver.end(1))] == [2]
+    driver.feed(ev.TimerFired(timer.timer))
+    assert driver.study.state is StudyState.RUNNING
+
+
+def test_a_host_that_is_back_gets_time_to_end_what_is_left():
+    driver = Driver()
+    driver.start(1)
+    (gone,) = timers(ev.HostsGoneTimer, driver.feed(ev.HostLost("a", "cut")))
+    driver.now = gone.at - 1.0
+    (ending,) = timers(ev.HostsGoneTimer, driver.feed(ev.HostFound("a")))
+    driver.feed(ev.TimerFired(gone.timer))
+    assert driver.study.state is StudyState.RUNNING
+    driver.feed(ev.TimerFired(ending.timer))
+    assert driver.study.state is StudyState.FAILED
+
+
+def test_a_restarted_agent_is_asked_for_what_it_was_to_run():
+    driver = Driver({"a": 2})
+    driver.start(1)
+    asked = driver.feed(ev.HostRestarted("a"))
+    assert of(CheckAttempt, asked) == [CheckAttempt(driver.attempt(1), "a", CHIEF)]
+
+
+def test_an_attempt_that_a_restarted_agent_knows_goes_on():
+    driver = Driver()
+    driver.start(1)
+    driver.feed(ev.HostRestarted("a"), ev.AttemptChecked(driver.attempt(1), "a", known=True))
+    driver.end_task(1, completed(0.5))
+    driver.end(1)
+    assert (driver.trial(1).state, driver.trial(1).attempts) == (TrialState.COMPLETED, 1)
+
+
+def test_an_attempt_that_a_restarted_agent_has_lost_is_tried_again_at_once():
+    driver = Driver()
+    driver.start(1)
+    asked = driver.feed(ev.HostRestarted("a"), ev.AttemptChecked(driver.attempt(1), "a", known=False))
+    assert [(i.attempt.attempt, i.host) for i in of(PrepareAttempt, asked)] == [(2, "a")]
+
+
+def test_a_restarted_agent_that_has_lost_a_stopping_attempt_ends_it():
+    driver = Driver()
+    driver.start(1)
+    driver.feed(ev.StopRequested("enough"), ev.HostRestarted("a"))
+    driver.feed(ev.AttemptChecked(driver.attempt(1), "a", known=False))
+    assert driver.study.state is StudyState.STOPPED
+
+
+def test_slots_that_were_given_up_are_asked_for_once_more_after_a_restart():
+    driver = Driver()
+    never_ends(driver)
+    asked = driver.feed(ev.HostRestarted("a"))
+    assert [i.attempt for i in of(StopAttempt, asked)] == [driver.attempt(1)]
 
 
 def test_a_study_without_hosts_fails_in_the_end():

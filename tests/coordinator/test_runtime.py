@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import sqlite3
 import time
 
 import pytest
@@ -26,6 +27,7 @@ from coordinator.domain import (
 from coordinator.errors import HostsError, StudyFailedError
 from coordinator.hosts import AgentAddress
 from coordinator.instructions import AttemptRecord, PrepareAttempt, StopAttempt
+from coordinator.machine import StudyMachine
 from coordinator.runtime import run_study
 from coordinator.store import Store
 from coordinator.store_reader import read_reports, read_study, read_trials
@@ -339,3 +341,80 @@ async def test_the_study_is_shown_first_running_and_last_completed(coordinator, 
     states = [study.state for study in coordinator.seen(Study)]
     assert states[0] is StudyState.RUNNING
     assert states[-1] is StudyState.COMPLETED
+
+
+async def test_a_store_that_cannot_be_opened_fails_the_study(coordinator, serve, monkeypatch):
+    def refuse(self):
+        raise sqlite3.OperationalError("unable to open database file")
+
+    monkeypatch.setattr(Store, "_open", refuse)
+    result = await coordinator.run(make_spec(), await serve())
+    assert result.study.state is StudyState.FAILED
+    assert "study.db: cannot be written (unable to open database file)" in result.study.reason
+
+
+async def test_one_agent_under_two_names_is_refused(coordinator, serve, tmp_path):
+    class Again:
+        address = f"unix:{tmp_path}/again.sock"
+
+    agent = await serve()
+    (tmp_path / "again.sock").symlink_to(tmp_path / "a.sock")
+    with pytest.raises(HostsError, match=r"again\.sock: is the same agent as unix:.*/a\.sock"):
+        await coordinator.run(make_spec(), agent, Again())
+
+
+async def test_an_agent_that_comes_back_without_its_attempts_costs_an_attempt(coordinator, serve):
+    agent = await serve("a", slots=1, script=forever)
+    study = asyncio.ensure_future(coordinator.run(make_spec(), agent))
+    await coordinator.wait_for(lambda: coordinator.seen(Report))
+    await agent.close()
+    await serve("a", slots=1)
+    async with asyncio.timeout(20):
+        result = await study
+    assert result.study.counts.completed == 3
+    assert [trial.attempts for trial in result.trials] == [2, 1, 1]
+
+
+async def test_an_agent_that_comes_back_with_its_attempts_costs_none(coordinator, serve):
+    agent = await serve("a", slots=1, script=lambda r, t: fake.TaskScript(runs_for=1.0))
+    study = asyncio.ensure_future(coordinator.run(make_spec(stages=(StageBudget(10, 1),)), agent))
+    await coordinator.wait_for(lambda: coordinator.seen(Report))
+    agent.incarnation = "another"
+    result = await study
+    assert any("was restarted" in notice.message for notice in coordinator.seen(Notice))
+    assert [trial.attempts for trial in result.trials] == [1]
+
+
+async def test_reports_of_attempts_that_are_over_are_not_kept(coordinator, serve, monkeypatch):
+    """The agent's stream is late: the study has given the attempt up when its reports come."""
+    machine = StudyMachine.is_live
+    monkeypatch.setattr(StudyMachine, "is_live", lambda self, a: a.trial != 2 and machine(self, a))
+    await coordinator.run(make_spec(), await serve())
+    assert {report.attempt.trial for report in coordinator.seen(Report)} == {1, 3}
+    assert {report.attempt.trial for report in read_reports(coordinator.path / "study.db")} == {1, 3}
+
+
+async def test_two_runs_of_one_study_id_do_not_mix(tmp_path, serve):
+    """A coordinator was lost with its attempts still running; another takes the same id."""
+    agent = await serve(script=forever)
+    first, second = Coordinator(tmp_path / "first"), Coordinator(tmp_path / "second")
+    lost = asyncio.ensure_future(first.run(make_spec(parallel_trials=1), agent))
+    await first.wait_for(lambda: first.seen(Report))
+    agent.script = fake.default_script
+    result = await second.run(make_spec(parallel_trials=1), agent)
+    assert result.study.counts.completed == 3
+    assert len(agent.active_attempts()) == 1
+    first.stop.set()
+    assert (await lost).study.state is StudyState.STOPPED
+
+
+async def test_an_observer_that_has_no_room_fails_the_study_in_one_sentence(
+    coordinator, serve, monkeypatch, caplog
+):
+    def full(update):
+        raise StudyFailedError("no space left")
+
+    monkeypatch.setattr(coordinator, "observe", full)
+    result = await coordinator.run(make_spec(), await serve(script=forever))
+    assert (result.study.state, result.study.reason) == (StudyState.FAILED, "no space left")
+    assert caplog.records == []

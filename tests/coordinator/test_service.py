@@ -4,25 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import math
+import os
 import socket
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
 
 import grpc
+import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 import nhop
+from coordinator.config import load
 from coordinator.domain import Report, StudyState, Trial, TrialState
 from coordinator.errors import ConfigError, HostsError, UsageError
 from coordinator.hosts import AgentAddress
-from coordinator.manager import ManagedStudy, Watcher
+from coordinator.manager import ManagedStudy, ManagerClosedError, StudyManager, Watcher
+from coordinator.search.space import Choice, Float, Int
 from coordinator.service import serve
+from coordinator.store import Store
 from coordinator.store_reader import read_trials
+from coordinator.study_run import StudyRun
 from nhop.client import StudyExistsError, StudyNotFoundError, UnreachableError
+from nhop.v1 import types_pb2
 from tests.fakes import scripted_agent as fake
 
 CONFIG = {"cluster": {"ps": 0, "workers": 1}, "opt_stages": [[10, 4]], "seed": 3}
@@ -171,7 +180,13 @@ async def test_studies_share_the_agents(served, agent):
     ends = await asyncio.gather(*(served.watch(study.study_id) for study in studies))
     assert [end[-1].counts.completed for end in ends] == [10, 10, 10]
     order = [request.attempt.study_id for name, request in agent.calls if name == "StartAttempt"]
-    assert set(order[:15]) == {study.study_id for study in studies}
+    assert {run_id.rpartition("-")[0] for run_id in order[:15]} == {study.study_id for study in studies}
+
+
+async def test_reports_bear_the_id_of_the_study(served):
+    study = await served.submit(study_id="mine")
+    reports = [update for update in await served.watch(study.study_id) if isinstance(update, Report)]
+    assert {report.attempt.study_id for report in reports} == {"mine"}
 
 
 async def test_trials_come_in_pages(served):
@@ -270,3 +285,104 @@ def test_no_coordinator_at_all(tmp_path):
         pytest.raises(UnreachableError, match="--serve"),
     ):
         client.list()
+
+
+async def searched(served, space):
+    """The search_space of a study as its resolved configuration has it."""
+    config = {**CONFIG, "opt_stages": [[10, 1]], "nn_model": "m:M", "search_space": space}
+    end = (await served.watch((await served.submit(config)).study_id))[-1]
+    return load(Path(end.output_directory) / "config.yaml").space
+
+
+async def test_a_mapping_is_searched_as_it_is_written(served):
+    space = {"drop": [0.0, 1.0], "depth": [0, 1], "names": ["1e3", "no", "é😀"], "array": np.float64(2.0)}
+    searched_space = await searched(served, space)
+    assert {name: searched_space[name] for name in space} == {
+        "drop": Float(0.0, 1.0),
+        "depth": Int(0, 1),
+        "names": Choice(("1e3", "no", "é😀")),
+        "array": Float(2.0, 2.0),
+    }
+
+
+async def test_what_no_configuration_can_hold_is_refused_by_the_client(served):
+    with pytest.raises(ConfigError, match="object of type object"):
+        await served.submit({"search_space": {"x": object()}})
+
+
+async def test_a_page_of_trials_ends_before_it_is_too_large(served, monkeypatch):
+    study = await served.submit()
+    await served.watch(study.study_id)
+    monkeypatch.setattr("coordinator.service.PAGE_BYTES", 1)
+    trials = await served.call(lambda: list(served.client.trials(study.study_id)))
+    assert [trial.number for trial in trials] == [1, 2, 3, 4]
+
+
+async def test_trials_with_long_logs_stay_below_what_clients_take(served, agent):
+    failure = fake.failed(types_pb2.FAILURE_KIND_KILLED, detail="x" * 16_000)
+    agent.script = lambda request, task: fake.TaskScript(ends_with=failure, reports=0)
+    config = {**CONFIG, "opt_stages": [[10, 300]], "max_attempts": 1}
+    end = (await served.watch((await served.submit(config)).study_id))[-1]
+    assert end.counts.failed == 300
+    trials = await served.call(lambda: list(served.client.trials(end.study_id)))
+    assert len(trials) == 300
+
+
+@pytest.fixture
+def manager(tmp_path):
+    """One without any host."""
+    return StudyManager({}, {"a": 2}, tmp_path / "runs")
+
+
+async def ended(managed):
+    """How a study ends, as its watchers see it."""
+    with managed.watch() as watcher:
+        async with asyncio.timeout(10):
+            while await watcher.queue.get() is not None:
+                pass
+    return managed.study
+
+
+async def test_a_study_whose_store_cannot_be_opened_fails(manager, monkeypatch):
+    def refuse(self):
+        raise sqlite3.OperationalError("unable to open database file")
+
+    monkeypatch.setattr(Store, "_open", refuse)
+    study = await ended(manager.submit(load(CONFIG)))
+    assert study.state is StudyState.FAILED
+    assert "unable to open database file" in study.reason
+
+
+async def test_a_defect_fails_the_study(manager, monkeypatch):
+    async def broken(self):
+        raise TypeError("a defect")
+
+    monkeypatch.setattr(StudyRun, "run", broken)
+    study = await ended(manager.submit(load(CONFIG)))
+    assert (study.state, study.reason) == (StudyState.FAILED, "TypeError: a defect")
+
+
+async def test_results_that_cannot_be_written_are_said(served, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("coordinator.manager.write_results", full)
+    end = (await served.watch((await served.submit()).study_id))[-1]
+    assert end.state is StudyState.COMPLETED
+    assert "the results cannot be written (No space left on device)" in end.reason
+
+
+async def test_a_coordinator_that_ends_takes_no_study(served, monkeypatch):
+    def closed(*arguments):
+        raise ManagerClosedError("it takes no more studies")
+
+    monkeypatch.setattr(StudyManager, "submit", closed)
+    with pytest.raises(UnreachableError, match="takes no more studies"):
+        await served.submit()
+
+
+async def test_a_closed_manager_takes_no_study(manager, tmp_path):
+    await manager.close("the coordinator ends")
+    with pytest.raises(ManagerClosedError):
+        manager.submit(load(CONFIG))
+    assert not (tmp_path / "runs").exists()

@@ -33,7 +33,11 @@ Script = Callable[[agent_pb2.StartAttemptRequest, types_pb2.TaskId], "TaskScript
 Loss = Callable[[Mapping[str, Any], int], float]
 Key = tuple[str, int, int]
 
-TOLERATED = (types_pb2.FAILURE_KIND_KILLED, types_pb2.FAILURE_KIND_CRASHED)
+TOLERATED = (
+    types_pb2.FAILURE_KIND_KILLED,
+    types_pb2.FAILURE_KIND_CRASHED,
+    types_pb2.FAILURE_KIND_PEER_LOST,
+)
 
 
 def completed() -> types_pb2.TaskOutcome:

@@ -147,6 +147,45 @@ def test_durations(written, seconds):
     assert load({"time_budget": written}).to_spec("s").time_budget == seconds
 
 
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ({"cluster": {"ps": 2**53}}, "cluster.ps: must be at most 1,000"),
+        ({"cluster": {"workers": 1001}}, "cluster.workers: must be at most 1,000"),
+        ({"cluster": {"ps": 500, "workers": 501}}, "cluster: 500 PS and 501 workers: 1,000 tasks are"),
+        ({"worker_hosts": [f"a:{n}" for n in range(1001)]}, "worker_hosts: 1 PS and 1001 workers: 1,000"),
+        ({"slots": 10_001}, "slots: must be at most 10,000"),
+        ({"hidden_layers": [1, 1001]}, "hidden_layers[1]: must be at most 1,000"),
+        ({"hidden_layers": {"layers": [1] * 1001}}, "hidden_layers.layers: must be at most 1,000"),
+        ({"hidden_layers": {"layers": [10**6 + 1]}}, "hidden_layers.layers: must be at most 1,000,000"),
+        ({"nodes_per_layer": 10**6 + 1}, "nodes_per_layer: must be at most 1,000,000"),
+        (
+            {"search_space": {"x": {"count": 10**8, "nodes": 1}}},
+            "search_space.x.count: must be at most 1,000",
+        ),
+        ({"time_budget": 1e300}, "time_budget: must be at most 10 years"),
+        ({"start_limit": "3651d"}, "start_limit: must be at most 10 years"),
+        ({"report_interval": 1e12}, "report_interval: must be at most 10 years"),
+    ],
+)
+def test_numbers_that_would_block_the_coordinator(source, words):
+    assert message(source).startswith(words)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        {"cluster": {"ps": 500, "workers": 500}},
+        {"slots": 10_000},
+        {"hidden_layers": 1000},
+        {"nodes_per_layer": 10**6},
+        {"time_budget": "3650d"},
+    ],
+)
+def test_the_largest_numbers(source):
+    load(source)
+
+
 @pytest.mark.parametrize("written", ["", "h", "2 hours", "30", 0, -1, "0s", True, "2:30"])
 def test_durations_that_are_none(written):
     assert message({"time_budget": written}).startswith("time_budget: must be")
