@@ -316,5 +316,9 @@ def lease_expired(directory: Path) -> bool:
 def write_atomically(path: Path, text: str) -> None:
     """Replaces a file at once: readers see the old or the new text, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    temporary.replace(path)
+    try:
+        temporary.write_text(text)
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise

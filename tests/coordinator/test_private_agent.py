@@ -69,3 +69,11 @@ async def test_one_that_does_not_come_up_is_told_with_the_end_of_its_log(tmp_pat
     ):
         await private.start()
     await private.close()
+
+
+async def test_a_log_that_cannot_be_written(tmp_path):
+    (tmp_path / "logs").write_text("a file where the folder should be")
+    agent = PrivateAgent(tmp_path / "state", tmp_path / "logs" / "agent.log", slots=1)
+    with pytest.raises(StudyFailedError, match=r"agent\.log: cannot be written"):
+        await agent.start()
+    await agent.close()
