@@ -29,6 +29,7 @@ from nhop_models.contract import (
     TaskId,
     TaskSpec,
     TaskStatus,
+    printable,
     write_atomically,
     write_lease,
 )
@@ -156,7 +157,7 @@ class AttemptDirectory:
         except OSError as error:
             logger.error("cannot read %s: %s", self.log_path(task), error.strerror)  # noqa: TRY400
             return ""
-        lines = data.decode(errors="replace").splitlines()
+        lines = printable(data.decode(errors="replace")).splitlines()
         return "\n".join(lines[-LOG_TAIL_LINES:])
 
     def read_log(self, task: TaskId, offset: int, chunk: int = 1 << 16) -> Iterator[bytes]:

@@ -19,6 +19,7 @@ from agent.config import (
     parse_port_range,
     usable_cores,
 )
+from nhop._process import open_standard_streams
 
 MAX_SLOTS = 10_000
 
@@ -110,6 +111,7 @@ def main(
     verbose: bool,
 ) -> None:
     """Runs tasks of NHOP trials on this host for the coordinators that ask for it."""
+    open_standard_streams()
     if state_dir is None:
         if listen.path is not None or listen.port == 0:
             raise click.UsageError(f"--state-dir is needed with --listen {listen}")

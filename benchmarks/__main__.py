@@ -13,6 +13,8 @@ from rich.table import Table
 
 from benchmarks import original, studies, tasks
 
+LOG_WIDTH = 150
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -93,6 +95,8 @@ def main() -> None:
     if unknown:
         sys.exit(f"no figures named {', '.join(unknown)}; there are: {', '.join(SECTIONS)}")
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=LOG_WIDTH)
     table = Table("figure", "NHOP", "goal", "the original's way", title=f"{os.cpu_count()} CPU cores")
     with console.status("measuring"):
         for name in chosen:

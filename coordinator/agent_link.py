@@ -42,12 +42,14 @@ LOG_BYTES = 256 << 10
 class Patience:
     """Limits of a link in seconds.
 
-    ``command`` is the deadline of a command with its retries, ``heartbeat`` the time between two
-    and the deadline of one, ``lost`` the time without any after which the host counts as lost.
+    ``command`` is the deadline of a command with its retries, ``prepare`` that of a PrepareAttempt
+    (another host may have room), ``heartbeat`` the time between two and the deadline of one,
+    ``lost`` the time without any after which the host counts as lost.
     """
 
     command: float = 10.0
-    heartbeat: float = 5.0
+    prepare: float = 2.0
+    heartbeat: float = 2.0
     lost: float = 30.0
 
 
@@ -99,7 +101,8 @@ class AgentLink:
     async def _prepare(self, command: PrepareAttempt) -> ev.AttemptEvent:
         attempt, host = command.attempt, command.host
         try:
-            response = await self._call(self.stub.PrepareAttempt, convert.prepare_to_pb(command))
+            request = convert.prepare_to_pb(command)
+            response = await self._call(self.stub.PrepareAttempt, request, self._patience.prepare)
             addresses = convert.addresses_from_pb(response)
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
@@ -144,10 +147,12 @@ class AgentLink:
             known = error.code() is not grpc.StatusCode.NOT_FOUND
         return ev.AttemptChecked(command.attempt, command.host, known)
 
-    async def _call(self, method: Callable[..., Awaitable[Response]], request: Any) -> Response:
-        """One call within the command deadline; only UNAVAILABLE is tried again, all calls are idempotent."""
+    async def _call(
+        self, method: Callable[..., Awaitable[Response]], request: Any, limit: float | None = None
+    ) -> Response:
+        """One call within its deadline; only UNAVAILABLE is tried again, all calls are idempotent."""
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._patience.command
+        deadline = loop.time() + (limit or self._patience.command)
         async with self._calls:
             while True:
                 try:
@@ -160,15 +165,15 @@ class AgentLink:
 
     # --- heartbeat ----------------------------------------------------------------------------
 
-    async def watch(self) -> AsyncIterator[ev.HostLost | ev.HostFound | ev.HostRestarted]:
-        """Says when the host is lost, when it is back, and when its agent was started again.
+    async def watch(self) -> AsyncIterator[ev.HostEvent]:
+        """Says when the host is silent or lost, when it is back, and when its agent was started again.
 
         A heartbeat of our own, since an agent whose event loop hangs still answers pings.
         """
         loop = asyncio.get_running_loop()
         beat = self._patience.heartbeat
         heard = loop.time()
-        lost = False
+        silent_now = lost = False
         incarnation = self._incarnation
         while True:
             await asyncio.sleep(beat)
@@ -176,14 +181,19 @@ class AgentLink:
                 inventory = await self.inventory(timeout=beat)
             except HostUnreachableError as error:
                 silent = loop.time() - heard
+                if not silent_now:
+                    silent_now = True
+                    yield ev.HostSilent(self.name)
                 if not lost and silent >= self._patience.lost:
                     lost = True
                     yield ev.HostLost(self.name, f"no answer for {silent:.0f} s ({error})")
                 continue
             heard = loop.time()
             if lost:
-                lost = False
                 yield ev.HostFound(self.name)
+            elif silent_now:
+                yield ev.HostHeard(self.name)
+            silent_now = lost = False
             if incarnation and inventory.incarnation != incarnation:
                 yield ev.HostRestarted(self.name)
             incarnation = inventory.incarnation

@@ -18,6 +18,7 @@ class _Host:
     placed: int = 0
     refusals: int = 0
     refusing: bool = False
+    silent: bool = False
     lost: bool = False
 
     @property
@@ -101,9 +102,14 @@ class Capacity:
         """Hosts that had no room when they were last asked."""
         return [name for name, host in self._hosts.items() if host.refusals]
 
+    def set_silent(self, name: str, *, silent: bool) -> None:
+        """Places nothing new on a host for now, or again."""
+        self._hosts[name].silent = silent
+
     def set_lost(self, name: str, lost: bool) -> None:
         """Takes a host out of use, or back."""
         self._hosts[name].lost = lost
+        self._hosts[name].silent = lost
         self._hosts[name].refusing = False
 
     def _capacities(self) -> list[HostCapacity]:
@@ -111,7 +117,7 @@ class Capacity:
             HostCapacity(
                 name,
                 host.slots,
-                0 if host.lost or host.refusing else host.slots - sum(host.held.values()),
+                0 if host.lost or host.silent or host.refusing else host.slots - sum(host.held.values()),
                 host.placed,
             )
             for name, host in self._hosts.items()

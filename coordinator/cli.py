@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import click
 
 from coordinator.errors import NhopError, UsageError
+from nhop._process import open_standard_streams
 
 if TYPE_CHECKING:
     from coordinator.config import StudyConfig
@@ -99,6 +100,7 @@ def command(
 
 def main() -> None:
     """Runs the command with this process's arguments and ends the process."""
+    open_standard_streams()
     # gRPC writes lines of its own to stderr, and reads this when it is imported; ours say it better.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     sys.exit(run(sys.argv[1:]))

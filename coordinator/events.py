@@ -60,6 +60,20 @@ class HostFound:
 
 
 @dataclass(frozen=True, slots=True)
+class HostSilent:
+    """A host does not answer, but not for long enough to count as lost."""
+
+    host: str
+
+
+@dataclass(frozen=True, slots=True)
+class HostHeard:
+    """A host that was silent answers again, before it was lost."""
+
+    host: str
+
+
+@dataclass(frozen=True, slots=True)
 class HostRestarted:
     """The agent of a host was started again: with the attempts that it had, or without."""
 
@@ -211,15 +225,6 @@ class TimerFired:
     timer: Timer
 
 
-StudyEvent = (
-    StudyBegun
-    | StopRequested
-    | StudyAborted
-    | ShareChanged
-    | HostLost
-    | HostFound
-    | HostRestarted
-    | SlotsReleased
-    | TimerFired
-)
+HostEvent = HostLost | HostFound | HostSilent | HostHeard | HostRestarted
+StudyEvent = StudyBegun | StopRequested | StudyAborted | ShareChanged | HostEvent | SlotsReleased | TimerFired
 Event = StudyEvent | AttemptEvent

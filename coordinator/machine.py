@@ -148,6 +148,10 @@ class StudyMachine:
                 yield from self._host_lost(host, reason, now)
             case ev.HostFound(host):
                 yield from self._host_found(host, now)
+            case ev.HostSilent(host):
+                self._capacity.set_silent(host, silent=True)
+            case ev.HostHeard(host):
+                self._capacity.set_silent(host, silent=False)
             case ev.HostRestarted(host):
                 yield from self._host_restarted(host)
             case ev.TimerFired(timer):
@@ -326,6 +330,8 @@ class StudyMachine:
         if self._capacity.why_never() is None:
             self._gone.end()
         elif self._gone.begin():
+            why = self._capacity.why_never()
+            yield Tell(Notice(f"waiting up to {HOSTS_GONE_LIMIT:g} s for hosts: {why}", warning=True))
             yield SetTimer(ev.HostsGoneTimer(self._gone.number), now + HOSTS_GONE_LIMIT)
 
     def _back_off(self, event: ev.PrepareRefused | ev.PrepareFailed, now: float) -> Iterator[Instruction]:

@@ -159,7 +159,7 @@ class StudyManager:
         self._share()
         return managed
 
-    def host_changed(self, event: ev.HostLost | ev.HostFound | ev.HostRestarted) -> None:
+    def host_changed(self, event: ev.HostEvent) -> None:
         """Passes on what a link says about its host."""
         for run in self._running():
             run.post(event)

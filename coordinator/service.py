@@ -44,6 +44,7 @@ SERVER_OPTIONS = (
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
 )
 ENDING = "the coordinator ends"
+MAX_SOCKET_PATH = 107
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -221,6 +222,10 @@ def _bind(server: grpc.aio.Server, target: str) -> None:
     in_use = f"--serve {target}: the address is in use already; choose another, or end what listens there"
     if target.startswith("unix:"):
         path = Path(target.removeprefix("unix:"))
+        if not path.parent.is_dir():
+            raise UsageError(f"--serve {target}: there is no folder {path.parent}")
+        if len(os.fsencode(path)) > MAX_SOCKET_PATH:
+            raise UsageError(f"--serve {target}: the path of a socket has at most {MAX_SOCKET_PATH} bytes")
         if path.exists() and not stat.S_ISSOCK(path.stat().st_mode):
             raise UsageError(f"--serve {target}: there is a file of that name that is no socket")
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -58,6 +59,7 @@ class _Worker:
         self._output = output
         self._show = show
         self._begun = threading.Event()
+        self._done = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
         self._result: StudyResult | None = None
@@ -68,13 +70,15 @@ class _Worker:
         thread = threading.Thread(target=self._work, name="nhop-study")
         thread.start()
         try:
-            thread.join()
+            with _ctrl_c_raises():
+                # Not join: interrupted, that takes the thread for ended (Python 3.11).
+                self._done.wait()
         except BaseException:
             self._begun.wait()
             if self._loop is not None and self._stop is not None:
                 with contextlib.suppress(RuntimeError):  # it has ended meanwhile
                     self._loop.call_soon_threadsafe(self._stop.set)
-            thread.join()
+            self._done.wait()
             raise
         if self._error is not None:
             raise self._error
@@ -88,6 +92,7 @@ class _Worker:
             self._error = error
         finally:
             self._begun.set()
+            self._done.set()
 
     async def _main(self) -> StudyResult:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
@@ -102,6 +107,27 @@ class _Worker:
                 observer=observer,
                 stop=self._stop,
             )
+
+
+@contextlib.contextmanager
+def _ctrl_c_raises() -> Iterator[None]:
+    """Lets Ctrl-C end a wait in the main thread: a running asyncio.run would only cancel its own task."""
+    if threading.current_thread() is not threading.main_thread() or not _loop_runs():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _loop_runs() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _view(

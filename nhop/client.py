@@ -50,11 +50,12 @@ class Client:
     def submit(self, config: Mapping[str, Any] | str | Path, *, study_id: str = "") -> StudyStatus:
         """Starts a study from a mapping of keys, YAML text, or the Path of a YAML file.
 
-        Raises ConfigError with all problems of the configuration, StudyExistsError, and
-        HostsError where the hosts could never hold a trial.
+        In a Path's file, ``load_data_dir`` and the modules beside it are looked for as by the
+        command: the coordinator must see the same folders. Raises ConfigError with all problems of
+        the configuration, StudyExistsError, and HostsError where the hosts could never hold a trial.
         """
         if isinstance(config, Path):
-            config = config.read_text(encoding="utf-8")
+            config = _read(config)
         text = config if isinstance(config, str) else _as_yaml(config)
         request = study_pb2.SubmitStudyRequest(study_id=study_id, yaml=text)
         with self._errors():
@@ -141,6 +142,24 @@ class Client:
                 return _config_error(error, message)
             case code:
                 return CoordinatorError(f"{self._address}: {message} ({code.name})")
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    """The keys of a file, its relative paths made absolute."""
+    from coordinator.config.source import read_file
+
+    document = read_file(path)
+    if document.problems:
+        raise ConfigError(document.name, document.problems)
+    folder, keys = path.absolute().parent, document.data
+    if isinstance(location := keys.get("load_data_dir"), str):
+        keys["load_data_dir"] = str(folder / Path(location).expanduser())
+    found = keys.get("python_path")
+    if found is None:
+        keys["python_path"] = [str(folder), str(Path.cwd())]
+    elif isinstance(found, list) and all(isinstance(place, str) for place in found):
+        keys["python_path"] = [str(folder / Path(place).expanduser()) for place in found]
+    return keys
 
 
 def _as_yaml(config: Mapping[str, Any]) -> str:

@@ -96,6 +96,11 @@ class TaskId:
         return f"{self.role.value}/{self.index}"
 
 
+MAX_MESSAGE = 1000
+MAX_DETAIL = 8192
+"""Characters of what is told of a failure: its message and its traceback or log."""
+
+
 class TaskStatus(enum.Enum):
     """How a task ended."""
 
@@ -140,6 +145,8 @@ class Outcome:
             return None
         data = json.loads(text)
         data["status"] = TaskStatus(data["status"])
+        data["message"] = printable(data["message"])[:MAX_MESSAGE]
+        data["detail"] = printable(data["detail"])[-MAX_DETAIL:]
         if data["failure_kind"] is not None:
             data["failure_kind"] = FailureKind(data["failure_kind"])
         return cls(**data)
@@ -311,6 +318,11 @@ def lease_expired(directory: Path) -> bool:
         return time.monotonic() > float((directory / LEASE_FILE).read_text())
     except (OSError, ValueError):
         return True
+
+
+def printable(text: str) -> str:
+    """The text without what a terminal obeys and what UTF-8 cannot hold (exceptions may say anything)."""
+    return "".join(c if c in "\n\t" or c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -71,7 +71,9 @@ class Document:
         """Makes the problem of the value at ``path``, with its place."""
         origin = self.origin(path)
         if origin.override is not None:
-            return Problem(f"with {shorten(origin.override)}", message)
+            place = dotted(path)
+            inner = "" if origin.override.partition("=")[0].strip() == place else f"{place}: "
+            return Problem(f"with {shorten(origin.override)}", f"{inner}{message}")
         return Problem(dotted(path), message, origin.line)
 
     def set(self, path: KeyPath, value: Any, origin: Origin) -> None:

@@ -112,7 +112,7 @@ class LiveView:
         for trial in shown:
             report = self._progress.reports.get(trial.number)
             steps = self._progress.steps_of(trial)
-            state = f"{report.step}/{steps}" if report else "starting"
+            state = f"{min(report.step, steps)}/{steps}" if report else "starting"
             self._row(
                 table, trial, Text(state, style="cyan"), describe_loss(report.train_loss if report else None)
             )

@@ -62,7 +62,7 @@ class PlainView:
             self._due[number] = now + LOSS_LINE_SECONDS
             steps = self._progress.steps_of(self._progress.running[number])
             self._line(
-                f"trial {number}: step {report.step} of {steps}, "
+                f"trial {number}: step {min(report.step, steps)} of {steps}, "
                 f"train_loss {describe_loss(report.train_loss)}"
             )
 

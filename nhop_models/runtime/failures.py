@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import tensorflow as tf
 
 from nhop_models.base import DataError
-from nhop_models.contract import FailureKind, Outcome, TaskStatus
+from nhop_models.contract import MAX_DETAIL, FailureKind, Outcome, TaskStatus
 
 if TYPE_CHECKING:
     from nhop_models.runtime.task import Task
@@ -19,7 +19,6 @@ SHIPPED = {"Regressor": "nhop_models.regressor:RegressorNN"}
 """The models that come with NHOP, by the names that ``nn_model`` has for them."""
 
 _OWN_FOLDER = str(Path(__file__).resolve().parent.parent)
-_MAX_DETAIL = 8192
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN}
 
 
@@ -59,8 +58,8 @@ def classify(error: BaseException, *, shipped: bool) -> tuple[FailureKind, str]:
         return FailureKind.DATA, str(error)
     if isinstance(error, SystemExit):
         return FailureKind.USER_CODE, f"the model's code called sys.exit({error.code!r})"
-    if isinstance(error, MemoryError):
-        return FailureKind.RESOURCES, f"out of memory: {error}"
+    if isinstance(error, (MemoryError, tf.errors.ResourceExhaustedError)):
+        return FailureKind.RESOURCES, f"out of memory (a smaller batch_size needs less): {_first_line(error)}"
     if isinstance(error, OSError) and error.errno in _NO_ROOM:
         return FailureKind.RESOURCES, f"{name}: {_first_line(error)}"
     if isinstance(error, (tf.errors.UnavailableError, tf.errors.AbortedError)):
@@ -89,4 +88,4 @@ def _first_line(error: BaseException) -> str:
 
 
 def _traceback(error: BaseException) -> str:
-    return "".join(traceback.format_exception(error))[-_MAX_DETAIL:]
+    return "".join(traceback.format_exception(error))[-MAX_DETAIL:]

@@ -9,6 +9,7 @@ that thread, its outcome written. Processes that the user's code starts have the
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import gc
 import os
 import random
@@ -134,6 +135,7 @@ def run(directory: str, identity: TaskId, environment: Mapping[str, str]) -> Non
     os.close(log)
     os.close(null)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a text stream, always
+    faulthandler.enable()  # a crash in native code says where, in the log
     os.environ.update(environment)
     gc.enable()
     spec = TaskSpec.read(folder)

@@ -606,6 +606,29 @@ def test_slots_that_were_given_up_are_asked_for_once_more_after_a_restart():
     assert [i.attempt for i in of(StopAttempt, asked)] == [driver.attempt(1)]
 
 
+def test_nothing_new_is_placed_on_a_host_that_does_not_answer():
+    driver = Driver({"a": 1, "b": 1}, parallel_trials=1)
+    first = driver.trial(1).hosts[0]
+    other = "b" if first == "a" else "a"
+    driver.feed(ev.HostSilent(other))
+    driver.start(1, hosts=(first,))
+    driver.end_task(1, completed(0.5), host=first)
+    assert {i.host for i in of(PrepareAttempt, driver.end(1, host=first))} == {first}
+
+
+def test_a_silent_host_that_answers_is_used_again():
+    driver = Driver({"a": 1})
+    driver.feed(ev.HostSilent("a"))
+    assert of(PrepareAttempt, driver.complete(1)) == []
+    assert {i.host for i in of(PrepareAttempt, driver.feed(ev.HostHeard("a")))} == {"a"}
+
+
+def test_the_user_is_told_that_too_few_hosts_are_left():
+    driver = Driver()
+    told = of(Tell, driver.feed(ev.HostLost("a", "cut")))
+    assert any("waiting up to 120 s" in instruction.notice.message for instruction in told)
+
+
 def test_a_study_without_hosts_fails_in_the_end():
     driver = Driver()
     (timer,) = of(SetTimer, driver.feed(ev.HostLost("a", "cut")))

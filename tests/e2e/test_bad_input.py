@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 
 import pytest
+
+from tests.e2e.conftest import SCRIPTS
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
 
@@ -54,6 +57,15 @@ def test_wrong_usage_and_configuration(commands, arguments, words):
         *words,
     )
     assert not (commands.folder / "runs").exists()
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
+def test_a_closed_standard_stream_does_no_harm(commands, closed):
+    script = f'exec "{SCRIPTS}/nhop-coordinator" --dry-run {closed}'
+    run = subprocess.run(
+        ["sh", "-c", script], cwd=commands.folder, env=commands.environment, timeout=60, check=False
+    )
+    assert run.returncode == 0
 
 
 def test_an_unreachable_host(commands):

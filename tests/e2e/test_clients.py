@@ -79,6 +79,41 @@ def test_reflection_lists_the_services(server):
     assert {"nhop.v1.StudyService", "grpc.health.v1.Health"} <= names
 
 
+def test_ctrl_c_ends_a_study_within_a_running_loop(commands):
+    (commands.folder / "loop.py").write_text(
+        "import asyncio, nhop\n"
+        "async def main():\n"
+        "    nhop.run_study({'opt_stages': [[10_000_000, 1]], 'cluster': {'ps': 0, 'workers': 1},\n"
+        "        'data_instances': 500, 'batch_size': 20, 'train_tolerance': 0}, output='out')\n"
+        "asyncio.run(main())\n"
+    )
+    program = subprocess.Popen(
+        [sys.executable, "loop.py"], cwd=commands.folder, env=commands.environment, stderr=subprocess.PIPE
+    )
+    commands.wait_for(lambda: commands.processes("nhop-worker-0"), "a worker")
+    program.send_signal(signal.SIGINT)
+    _, err = program.communicate(timeout=20)
+    assert b"KeyboardInterrupt" in err
+    assert commands.processes() == []
+
+
+def test_a_file_is_submitted_with_what_stands_beside_it(commands, server):
+    import nhop
+
+    project = commands.folder / "project"
+    project.mkdir()
+    (project / "beside.py").write_text("from nhop_models.regressor import RegressorNN as Own\n")
+    (project / "t.csv").write_text("\n".join(f"{i},{2 * i}" for i in range(50)))
+    (project / "study.yaml").write_text(
+        "nn_model: beside:Own\nload_data: true\nload_data_dir: t.csv\nopt_stages: [[20, 1]]\n"
+        "cluster: {ps: 0, workers: 1}\nhidden_layers: [1, 2]\nactivation: [relu]\nbatch_size: 10\n"
+    )
+    with nhop.Client(server) as client:
+        study = client.submit(project / "study.yaml")
+        *_, last = client.watch(study.study_id)
+    assert last.counts.completed == 1, last
+
+
 def test_a_program_runs_a_study_with_a_model_of_its_own(commands):
     (commands.folder / "agent.py").write_text("SLOPE = 2.0\n")
     (commands.folder / "program.py").write_text(

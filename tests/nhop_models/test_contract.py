@@ -124,6 +124,17 @@ def test_an_outcome_comes_back_as_written(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["worker-0.outcome.json"]
 
 
+def test_what_user_code_says_is_made_fit_to_be_sent_and_shown(tmp_path):
+    path = tmp_path / "worker-0.outcome.json"
+    said = "caf\udce9 \x1b[31mred\0\nü" + "x" * 5000
+    Outcome(TaskStatus.FAILED, FailureKind.USER_CODE, said, detail=said).write(path)
+    read = Outcome.read(path)
+    read.message.encode()
+    assert read.message.startswith("caf\ufffd \ufffd[31mred\ufffd\nü")
+    assert len(read.message) == 1000
+    assert len(read.detail) > 5000
+
+
 def test_a_spec_comes_back_as_written(tmp_path):
     spec = TaskSpec(
         "s", 1, 2, "Regressor", {"a": [1]}, {"b": None}, 10, 0.0, 3, ps=("h:1",), workers=("h:2",)
