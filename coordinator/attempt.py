@@ -240,6 +240,8 @@ class Attempt:
                 if self.state is AttemptState.PREPARING:
                     self._leased = True
                     self._blame(Failure(FailureKind.HOST_LOST, f"host {event.host} took its lease back"))
+                elif event.reason is StopReason.SHUTDOWN and self.cause is not None:
+                    self._blame(Failure(FailureKind.HOST_LOST, f"the agent of host {event.host} was stopped"))
                 self._phases[event.host] = _Phase.ENDED
                 self._started.add(event.host)
                 if self.state is AttemptState.PREPARING or event.host == self.hosts[0]:

@@ -606,6 +606,15 @@ def test_slots_that_were_given_up_are_asked_for_once_more_after_a_restart():
     assert [i.attempt for i in of(StopAttempt, asked)] == [driver.attempt(1)]
 
 
+def test_an_agent_that_is_stopped_is_named_as_the_cause():
+    driver = Driver()
+    driver.start(1)
+    driver.end_task(1, TaskResult(TaskStatus.STOPPED))
+    driver.end(1, reason=StopReason.SHUTDOWN)
+    (note,) = driver.trial(1).notes
+    assert "HOST_LOST: the agent of host a was stopped" in note
+
+
 def test_nothing_new_is_placed_on_a_host_that_does_not_answer():
     driver = Driver({"a": 1, "b": 1}, parallel_trials=1)
     first = driver.trial(1).hosts[0]
