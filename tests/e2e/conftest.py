@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sysconfig
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -27,8 +29,9 @@ class Commands:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.mark = uuid.uuid4().hex
-        self.environment = {**os.environ, MARKER: self.mark, "TMPDIR": str(folder / "tmp"), "COLUMNS": "200"}
-        (folder / "tmp").mkdir()
+        # Short: sockets are made there, whose paths have 107 bytes at most.
+        self.temporary = Path(tempfile.mkdtemp(prefix="nhop-e2e-"))
+        self.environment = {**os.environ, MARKER: self.mark, "TMPDIR": str(self.temporary), "COLUMNS": "200"}
         self._started: list[subprocess.Popen[str]] = []
 
     def start(self, name: str, *arguments: object, **options: Any) -> subprocess.Popen[str]:
@@ -103,8 +106,11 @@ class Commands:
 def commands(tmp_path: Path) -> Iterator[Commands]:
     commands = Commands(tmp_path)
     yield commands
-    assert commands.end() == [], "processes left over"
-    assert list((tmp_path / "tmp").iterdir()) == [], "temporary files left over"
+    left = commands.end()
+    files = [path.name for path in commands.temporary.iterdir()]
+    shutil.rmtree(commands.temporary)
+    assert left == [], "processes left over"
+    assert files == [], "temporary files left over"
 
 
 def summary(directory: Path) -> dict[str, Any]:
