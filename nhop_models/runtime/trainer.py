@@ -133,7 +133,8 @@ class Training:
             local = _LocalVariables()
             layer_state = [local.add(value) for value in state]
             x, y = (local.add(data.x_train), local.add(data.y_train))
-            rows = tf.random.uniform([hp["batch_size"]], 0, len(data.x_train), tf.int32)
+            batch = min(hp["batch_size"], len(data.x_train))
+            rows = tf.random.uniform([batch], 0, len(data.x_train), tf.int32)
             outputs, new_state, penalties = keras_model.stateless_call(
                 self._parameters.weights,
                 layer_state,

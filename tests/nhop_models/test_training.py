@@ -35,6 +35,12 @@ def test_one_process_trains_reports_and_evaluates(make_attempt):
     assert {"data", "model", "graph", "session", "steps", "evaluation"} <= set(outcome.phase_seconds)
 
 
+def test_a_batch_is_never_larger_than_the_data(make_attempt):
+    attempt = make_attempt(parameters={**PARAMETERS, "batch_size": 10**9}, train_epoch=20)
+    attempt.start("worker/0")
+    assert attempt.wait("worker/0").status is TaskStatus.COMPLETED
+
+
 def test_the_same_seed_gives_the_same_losses(make_attempt):
     losses = []
     for seed in (7, 7, 8):
