@@ -30,9 +30,9 @@ from coordinator.instructions import AttemptRecord, PrepareAttempt, StopAttempt
 from coordinator.machine import StudyMachine
 from coordinator.runtime import run_study
 from coordinator.store import Store
-from coordinator.store_reader import read_reports, read_study, read_trials
 from nhop.v1 import types_pb2
 from nhop_models.contract import FailureKind, TaskId
+from tests.coordinator.store_reader import read_reports, read_study, read_trials
 from tests.coordinator.studies import make_spec
 from tests.fakes import scripted_agent as fake
 

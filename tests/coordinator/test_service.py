@@ -28,10 +28,10 @@ from coordinator.manager import ManagedStudy, ManagerClosedError, StudyManager, 
 from coordinator.search.space import Choice, Float, Int
 from coordinator.service import serve
 from coordinator.store import Store
-from coordinator.store_reader import read_trials
 from coordinator.study_run import StudyRun
 from nhop.client import StudyExistsError, StudyNotFoundError, UnreachableError
 from nhop.v1 import types_pb2
+from tests.coordinator.store_reader import read_trials
 from tests.fakes import scripted_agent as fake
 
 CONFIG = {"cluster": {"ps": 0, "workers": 1}, "opt_stages": [[10, 4]], "seed": 3}

@@ -21,8 +21,8 @@ from coordinator.domain import (
 from coordinator.errors import StudyFailedError, UsageError
 from coordinator.instructions import AttemptRecord, TaskRecord
 from coordinator.store import Store
-from coordinator.store_reader import read_reports, read_study, read_trials
 from nhop_models.contract import FailureKind, TaskId, TaskStatus
+from tests.coordinator.store_reader import read_reports, read_study, read_trials
 from tests.coordinator.studies import SPACE, make_spec
 
 CHIEF = TaskId.parse("worker/0")

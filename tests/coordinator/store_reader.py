@@ -1,4 +1,4 @@
-"""Reads study.db, also while it is written."""
+"""Reads study.db back for the tests, also while it is written."""
 
 from __future__ import annotations
 
