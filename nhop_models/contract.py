@@ -11,6 +11,8 @@ The attempt directory holds::
     <task>.reports        the spool: framed, checksummed records, append-only (SpoolWriter, decode_records)
     <task>.log            stdout and stderr
     <task>.outcome.json   the task's last word, written atomically (Outcome)
+    artifacts/            files of the chief for the coordinator: model, predictions, newest checkpoint
+    restore.npz           the checkpoint from which the chief goes on, where there is one
 
 where ``<task>`` is the task's name with a dash: ``ps-0``, ``worker-1``.
 """
@@ -22,6 +24,7 @@ import enum
 import errno
 import json
 import os
+import re
 import signal
 import struct
 import time
@@ -33,6 +36,14 @@ from typing import Any
 SPEC_FILE = "spec.json"
 DOORBELL_FILE = "doorbell"
 LEASE_FILE = "lease"
+ARTIFACTS_FOLDER = "artifacts"
+MODEL_FILE = "model.keras"
+PREDICTIONS_FILE = "predictions.npz"
+CHECKPOINT_FILE = "checkpoint.npz"
+RESTORE_FILE = "restore.npz"
+ARTIFACT_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+GPU_SHARE_VARIABLE = "NHOP_GPU_SHARE"
+"""Environment of a task that may use only a share (0 to 1) of each GPU that it sees."""
 
 TASK_SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 """Ask a task to end: at its next step, and at once."""
@@ -113,7 +124,8 @@ class TaskStatus(enum.Enum):
 class Outcome:
     """A task's last word, as it stands in ``<task>.outcome.json``.
 
-    Losses are None where the task saw none; ``phase_seconds`` holds wall seconds by phase.
+    Losses are None where the task saw none; ``phase_seconds`` holds wall seconds by phase,
+    ``artifacts`` the bytes of each file that it left in ARTIFACTS_FOLDER, ``notes`` sentences for the user.
     """
 
     status: TaskStatus
@@ -125,6 +137,8 @@ class Outcome:
     val_loss: float | None = None
     metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
     phase_seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    artifacts: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def write(self, path: Path) -> None:
         """Replaces the file at once, so that a reader never sees half of it."""
@@ -147,6 +161,7 @@ class Outcome:
         data["status"] = TaskStatus(data["status"])
         data["message"] = printable(data["message"])[:MAX_MESSAGE]
         data["detail"] = printable(data["detail"])[-MAX_DETAIL:]
+        data["notes"] = tuple(printable(note)[:MAX_MESSAGE] for note in data["notes"])
         if data["failure_kind"] is not None:
             data["failure_kind"] = FailureKind(data["failure_kind"])
         return cls(**data)
@@ -158,7 +173,9 @@ class TaskSpec:
 
     ``ps`` and ``workers`` are the ``host:port`` addresses of the cluster, empty where it has no
     parameter server; times are in seconds. ``parameters`` are the trial's hyper-parameters,
-    ``settings`` the other keys of the configuration that a model reads.
+    ``settings`` the other keys of the configuration that a model reads. ``threads`` is the size of
+    TensorFlow's pools, ``checkpoint_every`` in global steps (0: never), ``keep_model_below`` the loss on
+    held-out data below which the model is kept (None: in any case).
     """
 
     study_id: str
@@ -179,6 +196,10 @@ class TaskSpec:
     start_limit: float = 300.0
     stop_grace: float = 2.0
     threads: int = 1
+    sync_backup_workers: int = 0
+    checkpoint_every: int = 0
+    keep_model: bool = False
+    keep_model_below: float | None = None
 
     def write(self, directory: Path) -> None:
         """Writes ``spec.json`` into the attempt directory."""
@@ -204,6 +225,7 @@ class RecordKind(enum.Enum):
 
     READY = "ready"  # the task is about to make its first step (a parameter server: listens)
     REPORT = "report"  # keys of the payload: step, train_loss, val_loss (or None), metrics
+    CHECKPOINT = "checkpoint"  # CHECKPOINT_FILE is whole and new; keys of the payload: step, size
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

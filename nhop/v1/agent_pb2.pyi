@@ -164,22 +164,30 @@ class Gpu(_message.Message):
     UUID_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    QUARANTINED_FIELD_NUMBER: _builtins.int
+    FREE_FIELD_NUMBER: _builtins.int
     uuid: _builtins.str
     """NVML's UUID."""
     name: _builtins.str
     """Product name."""
     memory_bytes: _builtins.int
     """Memory in bytes."""
+    quarantined: _builtins.str
+    """Why it is not leased now (its memory was not given back by an earlier attempt); empty: it may be."""
+    free: _builtins.float
+    """Share of it that is not leased now, 0 to 1."""
     def __init__(
         self,
         *,
         uuid: _builtins.str = ...,
         name: _builtins.str = ...,
         memory_bytes: _builtins.int = ...,
+        quarantined: _builtins.str = ...,
+        free: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["memory_bytes", b"memory_bytes", "name", b"name", "uuid", b"uuid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["free", b"free", "memory_bytes", b"memory_bytes", "name", b"name", "quarantined", b"quarantined", "uuid", b"uuid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -194,10 +202,13 @@ class TaskRequirement(_message.Message):
     TASK_FIELD_NUMBER: _builtins.int
     SLOTS_FIELD_NUMBER: _builtins.int
     PORT_FIELD_NUMBER: _builtins.int
+    GPUS_FIELD_NUMBER: _builtins.int
     slots: _builtins.int
     """Slots that it takes: 1 for a worker, 0 for a parameter server."""
     port: _builtins.bool
     """Whether it needs a port (every task of an attempt with a parameter server does)."""
+    gpus: _builtins.float
+    """GPUs that it takes: a whole number, or the share of one below 1; 0: none."""
     @_builtins.property
     def task(self) -> _types_pb2.TaskId:
         """The task."""
@@ -208,10 +219,11 @@ class TaskRequirement(_message.Message):
         task: _types_pb2.TaskId | None = ...,
         slots: _builtins.int = ...,
         port: _builtins.bool = ...,
+        gpus: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["port", b"port", "slots", b"slots", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gpus", b"gpus", "port", b"port", "slots", b"slots", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -261,21 +273,27 @@ class TaskLease(_message.Message):
 
     TASK_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
+    GPUS_FIELD_NUMBER: _builtins.int
     address: _builtins.str
     """"host:port" at which the task will listen; empty where it needs no port."""
     @_builtins.property
     def task(self) -> _types_pb2.TaskId:
         """The task."""
 
+    @_builtins.property
+    def gpus(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """UUIDs of the GPUs that it will see."""
+
     def __init__(
         self,
         *,
         task: _types_pb2.TaskId | None = ...,
         address: _builtins.str = ...,
+        gpus: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "gpus", b"gpus", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -353,6 +371,10 @@ class TrainingSpec(_message.Message):
     SYNC_REPLICAS_FIELD_NUMBER: _builtins.int
     REPORT_INTERVAL_FIELD_NUMBER: _builtins.int
     SETTINGS_FIELD_NUMBER: _builtins.int
+    SYNC_BACKUP_WORKERS_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_EVERY_FIELD_NUMBER: _builtins.int
+    KEEP_MODEL_FIELD_NUMBER: _builtins.int
+    KEEP_MODEL_BELOW_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """"Regressor" or "package.module:Name"."""
     working_directory: _builtins.str
@@ -369,6 +391,14 @@ class TrainingSpec(_message.Message):
     """Number of parameter servers."""
     sync_replicas: _builtins.bool
     """Whether gradients are averaged over the workers and applied once."""
+    sync_backup_workers: _builtins.int
+    """With sync_replicas: how many of the workers a step need not wait for."""
+    checkpoint_every: _builtins.int
+    """The chief saves a checkpoint whenever so many global steps have passed; 0: never."""
+    keep_model: _builtins.bool
+    """Whether the chief saves its trained model and predictions."""
+    keep_model_below: _builtins.float
+    """With keep_model: only where the loss on held-out data is below this; absent: in any case."""
     @_builtins.property
     def python_path(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Folders put first on the import path of the tasks (absolute paths on the host)."""
@@ -400,12 +430,18 @@ class TrainingSpec(_message.Message):
         sync_replicas: _builtins.bool = ...,
         report_interval: _duration_pb2.Duration | None = ...,
         settings: _types_pb2.Parameters | None = ...,
+        sync_backup_workers: _builtins.int = ...,
+        checkpoint_every: _builtins.int = ...,
+        keep_model: _builtins.bool = ...,
+        keep_model_below: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["parameters", b"parameters", "report_interval", b"report_interval", "settings", b"settings"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_keep_model_below", b"_keep_model_below", "keep_model_below", b"keep_model_below", "parameters", b"parameters", "report_interval", b"report_interval", "settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "parameter_servers", b"parameter_servers", "parameters", b"parameters", "python_path", b"python_path", "report_interval", b"report_interval", "seed", b"seed", "settings", b"settings", "sync_replicas", b"sync_replicas", "train_epoch", b"train_epoch", "train_tolerance", b"train_tolerance", "workers", b"workers", "working_directory", b"working_directory"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_keep_model_below", b"_keep_model_below", "checkpoint_every", b"checkpoint_every", "keep_model", b"keep_model", "keep_model_below", b"keep_model_below", "model", b"model", "parameter_servers", b"parameter_servers", "parameters", b"parameters", "python_path", b"python_path", "report_interval", b"report_interval", "seed", b"seed", "settings", b"settings", "sync_backup_workers", b"sync_backup_workers", "sync_replicas", b"sync_replicas", "train_epoch", b"train_epoch", "train_tolerance", b"train_tolerance", "workers", b"workers", "working_directory", b"working_directory"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__keep_model_below: _TypeAlias = _typing.Literal["keep_model_below"]  # noqa: Y015
+    _WhichOneofArgType__keep_model_below: _TypeAlias = _typing.Literal["_keep_model_below", b"_keep_model_below"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__keep_model_below) -> _WhichOneofReturnType__keep_model_below | None: ...
 
 Global___TrainingSpec: _TypeAlias = TrainingSpec  # noqa: Y015
 
@@ -717,6 +753,7 @@ class Event(_message.Message):
     REPORT_FIELD_NUMBER: _builtins.int
     TASK_ENDED_FIELD_NUMBER: _builtins.int
     ATTEMPT_ENDED_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_SAVED_FIELD_NUMBER: _builtins.int
     source: _builtins.str
     """Who says so: "agent", or the task."""
     sequence: _builtins.int
@@ -749,6 +786,10 @@ class Event(_message.Message):
     def attempt_ended(self) -> Global___AttemptEnded:
         """No process of the attempt is left on this host, its slots and ports are free. The last event of an attempt."""
 
+    @_builtins.property
+    def checkpoint_saved(self) -> Global___CheckpointSaved:
+        """The chief has saved a checkpoint."""
+
     def __init__(
         self,
         *,
@@ -761,12 +802,13 @@ class Event(_message.Message):
         report: _types_pb2.Report | None = ...,
         task_ended: Global___TaskEnded | None = ...,
         attempt_ended: Global___AttemptEnded | None = ...,
+        checkpoint_saved: Global___CheckpointSaved | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "attempt_ended", b"attempt_ended", "kind", b"kind", "report", b"report", "task_ended", b"task_ended", "task_ready", b"task_ready", "task_started", b"task_started", "time", b"time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "attempt_ended", b"attempt_ended", "checkpoint_saved", b"checkpoint_saved", "kind", b"kind", "report", b"report", "task_ended", b"task_ended", "task_ready", b"task_ready", "task_started", b"task_started", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "attempt_ended", b"attempt_ended", "kind", b"kind", "report", b"report", "sequence", b"sequence", "source", b"source", "task_ended", b"task_ended", "task_ready", b"task_ready", "task_started", b"task_started", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "attempt_ended", b"attempt_ended", "checkpoint_saved", b"checkpoint_saved", "kind", b"kind", "report", b"report", "sequence", b"sequence", "source", b"source", "task_ended", b"task_ended", "task_ready", b"task_ready", "task_started", b"task_started", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["task_started", "task_ready", "report", "task_ended", "attempt_ended"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["task_started", "task_ready", "report", "task_ended", "attempt_ended", "checkpoint_saved"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -816,6 +858,34 @@ class TaskReady(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TaskReady: _TypeAlias = TaskReady  # noqa: Y015
+
+@_typing.final
+class CheckpointSaved(_message.Message):
+    """The chief has saved a checkpoint; a newer one replaces it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    ARTIFACT_FIELD_NUMBER: _builtins.int
+    step: _builtins.int
+    """Global step at which it was taken."""
+    @_builtins.property
+    def artifact(self) -> _types_pb2.Artifact:
+        """The file."""
+
+    def __init__(
+        self,
+        *,
+        step: _builtins.int = ...,
+        artifact: _types_pb2.Artifact | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckpointSaved: _TypeAlias = CheckpointSaved  # noqa: Y015
 
 @_typing.final
 class TaskEnded(_message.Message):
@@ -924,3 +994,130 @@ class ReadLogResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReadLogResponse: _TypeAlias = ReadLogResponse  # noqa: Y015
+
+@_typing.final
+class ReadArtifactRequest(_message.Message):
+    """Asks for a file of an attempt."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name, as in Artifact."""
+    @_builtins.property
+    def attempt(self) -> _types_pb2.AttemptId:
+        """The attempt."""
+
+    def __init__(
+        self,
+        *,
+        attempt: _types_pb2.AttemptId | None = ...,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadArtifactRequest: _TypeAlias = ReadArtifactRequest  # noqa: Y015
+
+@_typing.final
+class ReadArtifactResponse(_message.Message):
+    """A piece of a file."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATA_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    """At most 1 MiB."""
+    def __init__(
+        self,
+        *,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadArtifactResponse: _TypeAlias = ReadArtifactResponse  # noqa: Y015
+
+@_typing.final
+class WriteArtifactRequest(_message.Message):
+    """Gives a file to an attempt: first what it is, then its content."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    """A piece of the file, at most 1 MiB."""
+    @_builtins.property
+    def header(self) -> Global___ArtifactHeader:
+        """Must be the first message, and only the first."""
+
+    def __init__(
+        self,
+        *,
+        header: Global___ArtifactHeader | None = ...,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "header", b"header", "kind", b"kind"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "header", b"header", "kind", b"kind"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["header", "data"]  # noqa: Y015
+    _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
+
+Global___WriteArtifactRequest: _TypeAlias = WriteArtifactRequest  # noqa: Y015
+
+@_typing.final
+class ArtifactHeader(_message.Message):
+    """What is about to be sent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    ARTIFACT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def attempt(self) -> _types_pb2.AttemptId:
+        """The attempt."""
+
+    @_builtins.property
+    def artifact(self) -> _types_pb2.Artifact:
+        """Name and size; the sizes of all pieces together must be this size."""
+
+    def __init__(
+        self,
+        *,
+        attempt: _types_pb2.AttemptId | None = ...,
+        artifact: _types_pb2.Artifact | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "attempt", b"attempt"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "attempt", b"attempt"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ArtifactHeader: _TypeAlias = ArtifactHeader  # noqa: Y015
+
+@_typing.final
+class WriteArtifactResponse(_message.Message):
+    """The file is there."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WriteArtifactResponse: _TypeAlias = WriteArtifactResponse  # noqa: Y015

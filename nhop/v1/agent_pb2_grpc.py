@@ -66,6 +66,16 @@ class AgentServiceStub:
                 request_serializer=nhop_dot_v1_dot_agent__pb2.ReadLogRequest.SerializeToString,
                 response_deserializer=nhop_dot_v1_dot_agent__pb2.ReadLogResponse.FromString,
                 _registered_method=True)
+        self.ReadArtifact = channel.unary_stream(
+                '/nhop.v1.AgentService/ReadArtifact',
+                request_serializer=nhop_dot_v1_dot_agent__pb2.ReadArtifactRequest.SerializeToString,
+                response_deserializer=nhop_dot_v1_dot_agent__pb2.ReadArtifactResponse.FromString,
+                _registered_method=True)
+        self.WriteArtifact = channel.stream_unary(
+                '/nhop.v1.AgentService/WriteArtifact',
+                request_serializer=nhop_dot_v1_dot_agent__pb2.WriteArtifactRequest.SerializeToString,
+                response_deserializer=nhop_dot_v1_dot_agent__pb2.WriteArtifactResponse.FromString,
+                _registered_method=True)
 
 
 class AgentServiceServicer:
@@ -81,8 +91,8 @@ class AgentServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PrepareAttempt(self, request, context):
-        """Leases slots and a port for each task, all of them or none.
-        RESOURCE_EXHAUSTED: not enough free slots or ports (details: ErrorInfo).
+        """Leases slots, GPUs and a port for each task, all of them or none.
+        RESOURCE_EXHAUSTED: not enough free slots, GPUs or ports (details: ErrorInfo).
         FAILED_PRECONDITION: the attempt has ended, or a newer attempt of its trial is known.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -125,6 +135,24 @@ class AgentServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReadArtifact(self, request, context):
+        """A file that a task of the attempt left for the coordinator, in chunks, as it is at
+        the time of the call. NOT_FOUND: the agent does not know the attempt, or it has no such file.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WriteArtifact(self, request_iterator, context):
+        """Gives a file to an attempt that is prepared and not yet started, such as the checkpoint
+        from which it shall go on. The file is there whole, or not at all.
+        NOT_FOUND: not prepared here. FAILED_PRECONDITION: it was started, or has ended.
+        RESOURCE_EXHAUSTED: the disk is full.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AgentServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -157,6 +185,16 @@ def add_AgentServiceServicer_to_server(servicer, server):
                     servicer.ReadLog,
                     request_deserializer=nhop_dot_v1_dot_agent__pb2.ReadLogRequest.FromString,
                     response_serializer=nhop_dot_v1_dot_agent__pb2.ReadLogResponse.SerializeToString,
+            ),
+            'ReadArtifact': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadArtifact,
+                    request_deserializer=nhop_dot_v1_dot_agent__pb2.ReadArtifactRequest.FromString,
+                    response_serializer=nhop_dot_v1_dot_agent__pb2.ReadArtifactResponse.SerializeToString,
+            ),
+            'WriteArtifact': grpc.stream_unary_rpc_method_handler(
+                    servicer.WriteArtifact,
+                    request_deserializer=nhop_dot_v1_dot_agent__pb2.WriteArtifactRequest.FromString,
+                    response_serializer=nhop_dot_v1_dot_agent__pb2.WriteArtifactResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -323,6 +361,60 @@ class AgentService:
             '/nhop.v1.AgentService/ReadLog',
             nhop_dot_v1_dot_agent__pb2.ReadLogRequest.SerializeToString,
             nhop_dot_v1_dot_agent__pb2.ReadLogResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadArtifact(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/nhop.v1.AgentService/ReadArtifact',
+            nhop_dot_v1_dot_agent__pb2.ReadArtifactRequest.SerializeToString,
+            nhop_dot_v1_dot_agent__pb2.ReadArtifactResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WriteArtifact(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/nhop.v1.AgentService/WriteArtifact',
+            nhop_dot_v1_dot_agent__pb2.WriteArtifactRequest.SerializeToString,
+            nhop_dot_v1_dot_agent__pb2.WriteArtifactResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -40,8 +40,8 @@ class AgentServiceStub:
     GetInventory: _grpc.UnaryUnaryMultiCallable[_agent_pb2.GetInventoryRequest, _agent_pb2.GetInventoryResponse]
     """What the host has, and what is leased now."""
     PrepareAttempt: _grpc.UnaryUnaryMultiCallable[_agent_pb2.PrepareAttemptRequest, _agent_pb2.PrepareAttemptResponse]
-    """Leases slots and a port for each task, all of them or none.
-    RESOURCE_EXHAUSTED: not enough free slots or ports (details: ErrorInfo).
+    """Leases slots, GPUs and a port for each task, all of them or none.
+    RESOURCE_EXHAUSTED: not enough free slots, GPUs or ports (details: ErrorInfo).
     FAILED_PRECONDITION: the attempt has ended, or a newer attempt of its trial is known.
     """
     StartAttempt: _grpc.UnaryUnaryMultiCallable[_agent_pb2.StartAttemptRequest, _agent_pb2.StartAttemptResponse]
@@ -64,6 +64,16 @@ class AgentServiceStub:
     """The log of a task (its stdout and stderr) in chunks. NOT_FOUND: the agent does
     not know the attempt, or it has no such task.
     """
+    ReadArtifact: _grpc.UnaryStreamMultiCallable[_agent_pb2.ReadArtifactRequest, _agent_pb2.ReadArtifactResponse]
+    """A file that a task of the attempt left for the coordinator, in chunks, as it is at
+    the time of the call. NOT_FOUND: the agent does not know the attempt, or it has no such file.
+    """
+    WriteArtifact: _grpc.StreamUnaryMultiCallable[_agent_pb2.WriteArtifactRequest, _agent_pb2.WriteArtifactResponse]
+    """Gives a file to an attempt that is prepared and not yet started, such as the checkpoint
+    from which it shall go on. The file is there whole, or not at all.
+    NOT_FOUND: not prepared here. FAILED_PRECONDITION: it was started, or has ended.
+    RESOURCE_EXHAUSTED: the disk is full.
+    """
 
 @_typing.type_check_only
 class AgentServiceAsyncStub(AgentServiceStub):
@@ -75,8 +85,8 @@ class AgentServiceAsyncStub(AgentServiceStub):
     GetInventory: _aio.UnaryUnaryMultiCallable[_agent_pb2.GetInventoryRequest, _agent_pb2.GetInventoryResponse]  # type: ignore[assignment]
     """What the host has, and what is leased now."""
     PrepareAttempt: _aio.UnaryUnaryMultiCallable[_agent_pb2.PrepareAttemptRequest, _agent_pb2.PrepareAttemptResponse]  # type: ignore[assignment]
-    """Leases slots and a port for each task, all of them or none.
-    RESOURCE_EXHAUSTED: not enough free slots or ports (details: ErrorInfo).
+    """Leases slots, GPUs and a port for each task, all of them or none.
+    RESOURCE_EXHAUSTED: not enough free slots, GPUs or ports (details: ErrorInfo).
     FAILED_PRECONDITION: the attempt has ended, or a newer attempt of its trial is known.
     """
     StartAttempt: _aio.UnaryUnaryMultiCallable[_agent_pb2.StartAttemptRequest, _agent_pb2.StartAttemptResponse]  # type: ignore[assignment]
@@ -99,6 +109,16 @@ class AgentServiceAsyncStub(AgentServiceStub):
     """The log of a task (its stdout and stderr) in chunks. NOT_FOUND: the agent does
     not know the attempt, or it has no such task.
     """
+    ReadArtifact: _aio.UnaryStreamMultiCallable[_agent_pb2.ReadArtifactRequest, _agent_pb2.ReadArtifactResponse]  # type: ignore[assignment]
+    """A file that a task of the attempt left for the coordinator, in chunks, as it is at
+    the time of the call. NOT_FOUND: the agent does not know the attempt, or it has no such file.
+    """
+    WriteArtifact: _aio.StreamUnaryMultiCallable[_agent_pb2.WriteArtifactRequest, _agent_pb2.WriteArtifactResponse]  # type: ignore[assignment]
+    """Gives a file to an attempt that is prepared and not yet started, such as the checkpoint
+    from which it shall go on. The file is there whole, or not at all.
+    NOT_FOUND: not prepared here. FAILED_PRECONDITION: it was started, or has ended.
+    RESOURCE_EXHAUSTED: the disk is full.
+    """
 
 class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
     """One per host. Every call is idempotent: repeated, it has the same effect and
@@ -119,8 +139,8 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _agent_pb2.PrepareAttemptRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_agent_pb2.PrepareAttemptResponse, _abc.Awaitable[_agent_pb2.PrepareAttemptResponse]]:
-        """Leases slots and a port for each task, all of them or none.
-        RESOURCE_EXHAUSTED: not enough free slots or ports (details: ErrorInfo).
+        """Leases slots, GPUs and a port for each task, all of them or none.
+        RESOURCE_EXHAUSTED: not enough free slots, GPUs or ports (details: ErrorInfo).
         FAILED_PRECONDITION: the attempt has ended, or a newer attempt of its trial is known.
         """
 
@@ -166,6 +186,28 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_agent_pb2.ReadLogResponse], _abc.AsyncIterator[_agent_pb2.ReadLogResponse]]:
         """The log of a task (its stdout and stderr) in chunks. NOT_FOUND: the agent does
         not know the attempt, or it has no such task.
+        """
+
+    @_abc_1.abstractmethod
+    def ReadArtifact(
+        self,
+        request: _agent_pb2.ReadArtifactRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_agent_pb2.ReadArtifactResponse], _abc.AsyncIterator[_agent_pb2.ReadArtifactResponse]]:
+        """A file that a task of the attempt left for the coordinator, in chunks, as it is at
+        the time of the call. NOT_FOUND: the agent does not know the attempt, or it has no such file.
+        """
+
+    @_abc_1.abstractmethod
+    def WriteArtifact(
+        self,
+        request_iterator: _MaybeAsyncIterator[_agent_pb2.WriteArtifactRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.WriteArtifactResponse, _abc.Awaitable[_agent_pb2.WriteArtifactResponse]]:
+        """Gives a file to an attempt that is prepared and not yet started, such as the checkpoint
+        from which it shall go on. The file is there whole, or not at all.
+        NOT_FOUND: not prepared here. FAILED_PRECONDITION: it was started, or has ended.
+        RESOURCE_EXHAUSTED: the disk is full.
         """
 
 def add_AgentServiceServicer_to_server(servicer: AgentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -28,17 +28,19 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from nhop.v1 import types_pb2 as nhop_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13nhop/v1/study.proto\x12\x07nhop.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x13nhop/v1/types.proto\"k\n\x12SubmitStudyRequest\x12\x10\n\x08study_id\x18\x01 \x01(\t\x12\x0e\n\x04yaml\x18\x02 \x01(\tH\x00\x12)\n\x06values\x18\x03 \x01(\x0b\x32\x17.google.protobuf.StructH\x00\x42\x08\n\x06\x63onfig\"4\n\x13SubmitStudyResponse\x12\x1d\n\x05study\x18\x01 \x01(\x0b\x32\x0e.nhop.v1.Study\"\xa8\x02\n\x05Study\x12\x10\n\x08study_id\x18\x01 \x01(\t\x12\"\n\x05state\x18\x02 \x01(\x0e\x32\x13.nhop.v1.StudyState\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\r\n\x05stage\x18\x04 \x01(\x05\x12\x0e\n\x06stages\x18\x05 \x01(\x05\x12$\n\x06\x63ounts\x18\x06 \x01(\x0b\x32\x14.nhop.v1.TrialCounts\x12\x1c\n\x04\x62\x65st\x18\x07 \x01(\x0b\x32\x0e.nhop.v1.Trial\x12.\n\nstart_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x10output_directory\x18\n \x01(\t\"\x82\x01\n\x0bTrialCounts\x12\r\n\x05total\x18\x01 \x01(\x03\x12\x0f\n\x07waiting\x18\x02 \x01(\x03\x12\x0f\n\x07running\x18\x03 \x01(\x03\x12\x11\n\tcompleted\x18\x04 \x01(\x03\x12\x0e\n\x06pruned\x18\x05 \x01(\x03\x12\x0e\n\x06\x66\x61iled\x18\x06 \x01(\x03\x12\x0f\n\x07stopped\x18\x07 \x01(\x03\"\xcc\x02\n\x05Trial\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12\r\n\x05stage\x18\x02 \x01(\x05\x12\"\n\x05state\x18\x03 \x01(\x0e\x32\x13.nhop.v1.TrialState\x12\'\n\nparameters\x18\x04 \x01(\x0b\x32\x13.nhop.v1.Parameters\x12\x11\n\x04loss\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x17\n\ntrain_loss\x18\x06 \x01(\x01H\x01\x88\x01\x01\x12\x15\n\x08val_loss\x18\x07 \x01(\x01H\x02\x88\x01\x01\x12!\n\x07\x66\x61ilure\x18\x08 \x01(\x0b\x32\x10.nhop.v1.Failure\x12\x10\n\x08\x61ttempts\x18\t \x01(\x05\x12+\n\x08\x64uration\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05hosts\x18\x0b \x03(\tB\x07\n\x05_lossB\r\n\x0b_train_lossB\x0b\n\t_val_loss\"#\n\x0fGetStudyRequest\x12\x10\n\x08study_id\x18\x01 \x01(\t\"1\n\x10GetStudyResponse\x12\x1d\n\x05study\x18\x01 \x01(\x0b\x32\x0e.nhop.v1.Study\"\x14\n\x12ListStudiesRequest\"6\n\x13ListStudiesResponse\x12\x1f\n\x07studies\x18\x01 \x03(\x0b\x32\x0e.nhop.v1.Study\"%\n\x11WatchStudyRequest\x12\x10\n\x08study_id\x18\x01 \x01(\t\"\x86\x01\n\x12WatchStudyResponse\x12\x1f\n\x05study\x18\x01 \x01(\x0b\x32\x0e.nhop.v1.StudyH\x00\x12\x1f\n\x05trial\x18\x02 \x01(\x0b\x32\x0e.nhop.v1.TrialH\x00\x12&\n\x06report\x18\x03 \x01(\x0b\x32\x14.nhop.v1.TrialReportH\x00\x42\x06\n\x04kind\"r\n\x0bTrialReport\x12#\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32\x12.nhop.v1.AttemptId\x12\x1d\n\x04task\x18\x02 \x01(\x0b\x32\x0f.nhop.v1.TaskId\x12\x1f\n\x06report\x18\x03 \x01(\x0b\x32\x0f.nhop.v1.Report\"$\n\x10StopStudyRequest\x12\x10\n\x08study_id\x18\x01 \x01(\t\"2\n\x11StopStudyResponse\x12\x1d\n\x05study\x18\x01 \x01(\x0b\x32\x0e.nhop.v1.Study\"M\n\x11ListTrialsRequest\x12\x10\n\x08study_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x13\n\x0b\x61\x66ter_trial\x18\x03 \x01(\x03\"N\n\x12ListTrialsResponse\x12\x1e\n\x06trials\x18\x01 \x03(\x0b\x32\x0e.nhop.v1.Trial\x12\x18\n\x10next_after_trial\x18\x02 \x01(\x03\"\'\n\x13GetBestTrialRequest\x12\x10\n\x08study_id\x18\x01 \x01(\t\"5\n\x14GetBestTrialResponse\x12\x1d\n\x05trial\x18\x01 \x01(\x0b\x32\x0e.nhop.v1.Trial*\xa8\x01\n\nStudyState\x12\x1b\n\x17STUDY_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13STUDY_STATE_RUNNING\x10\x01\x12\x18\n\x14STUDY_STATE_STOPPING\x10\x02\x12\x19\n\x15STUDY_STATE_COMPLETED\x10\x03\x12\x17\n\x13STUDY_STATE_STOPPED\x10\x04\x12\x16\n\x12STUDY_STATE_FAILED\x10\x05*\xbf\x01\n\nTrialState\x12\x1b\n\x17TRIAL_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13TRIAL_STATE_WAITING\x10\x01\x12\x17\n\x13TRIAL_STATE_RUNNING\x10\x02\x12\x19\n\x15TRIAL_STATE_COMPLETED\x10\x03\x12\x16\n\x12TRIAL_STATE_PRUNED\x10\x04\x12\x16\n\x12TRIAL_STATE_FAILED\x10\x05\x12\x17\n\x13TRIAL_STATE_STOPPED\x10\x06\x32\x84\x04\n\x0cStudyService\x12H\n\x0bSubmitStudy\x12\x1b.nhop.v1.SubmitStudyRequest\x1a\x1c.nhop.v1.SubmitStudyResponse\x12?\n\x08GetStudy\x12\x18.nhop.v1.GetStudyRequest\x1a\x19.nhop.v1.GetStudyResponse\x12H\n\x0bListStudies\x12\x1b.nhop.v1.ListStudiesRequest\x1a\x1c.nhop.v1.ListStudiesResponse\x12G\n\nWatchStudy\x12\x1a.nhop.v1.WatchStudyRequest\x1a\x1b.nhop.v1.WatchStudyResponse0\x01\x12\x42\n\tStopStudy\x12\x19.nhop.v1.StopStudyRequest\x1a\x1a.nhop.v1.StopStudyResponse\x12\x45\n\nListTrials\x12\x1a.nhop.v1.ListTrialsRequest\x1a\x1b.nhop.v1.ListTrialsResponse\x12K\n\x0cGetBestTrial\x12\x1c.nhop.v1.GetBestTrialRequest\x1a\x1d.nhop.v1.GetBestTrialResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13nhop/v1/study.proto\x12\x07nhop.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x13nhop/v1/types.proto\"k\n\x12SubmitStudyRequest\x12\x10\n\x08study_id\x18\x01 \x01(\t\x12\x0e\n\x04yaml\x18\x02 \x01(\tH\x00\x12)\n\x06values\x18\x03 \x01(\x0b\x32\x17.google.protobuf.StructH\x00\x42\x08\n\x06\x63onfig\"4\n\x13SubmitStudyResponse\x12\x1d\n\x05study\x18\x01 \x01(\x0b\x32\x0e.nhop.v1.Study\"\xa8\x02\n\x05Study\x12\x10\n\x08study_id\x18\x01 \x01(\t\x12\"\n\x05state\x18\x02 \x01(\x0e\x32\x13.nhop.v1.StudyState\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\r\n\x05stage\x18\x04 \x01(\x05\x12\x0e\n\x06stages\x18\x05 \x01(\x05\x12$\n\x06\x63ounts\x18\x06 \x01(\x0b\x32\x14.nhop.v1.TrialCounts\x12\x1c\n\x04\x62\x65st\x18\x07 \x01(\x0b\x32\x0e.nhop.v1.Trial\x12.\n\nstart_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x10output_directory\x18\n \x01(\t\"\x82\x01\n\x0bTrialCounts\x12\r\n\x05total\x18\x01 \x01(\x03\x12\x0f\n\x07waiting\x18\x02 \x01(\x03\x12\x0f\n\x07running\x18\x03 \x01(\x03\x12\x11\n\tcompleted\x18\x04 \x01(\x03\x12\x0e\n\x06pruned\x18\x05 \x01(\x03\x12\x0e\n\x06\x66\x61iled\x18\x06 \x01(\x03\x12\x0f\n\x07stopped\x18\x07 \x01(\x03\"\xb9\x03\n\x05Trial\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12\r\n\x05stage\x18\x02 \x01(\x05\x12\"\n\x05state\x18\x03 \x01(\x0e\x32\x13.nhop.v1.TrialState\x12\'\n\nparameters\x18\x04 \x01(\x0b\x32\x13.nhop.v1.Parameters\x12\x11\n\x04loss\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x17\n\ntrain_loss\x18\x06 \x01(\x01H\x01\x88\x01\x01\x12\x15\n\x08val_loss\x18\x07 \x01(\x01H\x02\x88\x01\x01\x12!\n\x07\x66\x61ilure\x18\x08 \x01(\x0b\x32\x10.nhop.v1.Failure\x12\x10\n\x08\x61ttempts\x18\t \x01(\x05\x12+\n\x08\x64uration\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05hosts\x18\x0b \x03(\t\x12,\n\x07metrics\x18\x0c \x03(\x0b\x32\x1b.nhop.v1.Trial.MetricsEntry\x12\r\n\x05notes\x18\r \x03(\t\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x07\n\x05_lossB\r\n\x0b_train_lossB\x0b\n\t_val_loss\"#\n\x0fGetStudyRequest\x12\x10\n\x08study_id\x18\x01 \x01(\t\"1\n\x10GetStudyResponse\x12\x1d\n\x05study\x18\x01 \x01(\x0b\x32\x0e.nhop.v1.Study\"\x14\n\x12ListStudiesRequest\"6\n\x13ListStudiesResponse\x12\x1f\n\x07studies\x18\x01 \x03(\x0b\x32\x0e.nhop.v1.Study\"%\n\x11WatchStudyRequest\x12\x10\n\x08study_id\x18\x01 \x01(\t\"\x86\x01\n\x12WatchStudyResponse\x12\x1f\n\x05study\x18\x01 \x01(\x0b\x32\x0e.nhop.v1.StudyH\x00\x12\x1f\n\x05trial\x18\x02 \x01(\x0b\x32\x0e.nhop.v1.TrialH\x00\x12&\n\x06report\x18\x03 \x01(\x0b\x32\x14.nhop.v1.TrialReportH\x00\x42\x06\n\x04kind\"r\n\x0bTrialReport\x12#\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32\x12.nhop.v1.AttemptId\x12\x1d\n\x04task\x18\x02 \x01(\x0b\x32\x0f.nhop.v1.TaskId\x12\x1f\n\x06report\x18\x03 \x01(\x0b\x32\x0f.nhop.v1.Report\"$\n\x10StopStudyRequest\x12\x10\n\x08study_id\x18\x01 \x01(\t\"2\n\x11StopStudyResponse\x12\x1d\n\x05study\x18\x01 \x01(\x0b\x32\x0e.nhop.v1.Study\"M\n\x11ListTrialsRequest\x12\x10\n\x08study_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x13\n\x0b\x61\x66ter_trial\x18\x03 \x01(\x03\"N\n\x12ListTrialsResponse\x12\x1e\n\x06trials\x18\x01 \x03(\x0b\x32\x0e.nhop.v1.Trial\x12\x18\n\x10next_after_trial\x18\x02 \x01(\x03\"\'\n\x13GetBestTrialRequest\x12\x10\n\x08study_id\x18\x01 \x01(\t\"5\n\x14GetBestTrialResponse\x12\x1d\n\x05trial\x18\x01 \x01(\x0b\x32\x0e.nhop.v1.Trial*\xa8\x01\n\nStudyState\x12\x1b\n\x17STUDY_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13STUDY_STATE_RUNNING\x10\x01\x12\x18\n\x14STUDY_STATE_STOPPING\x10\x02\x12\x19\n\x15STUDY_STATE_COMPLETED\x10\x03\x12\x17\n\x13STUDY_STATE_STOPPED\x10\x04\x12\x16\n\x12STUDY_STATE_FAILED\x10\x05*\xbf\x01\n\nTrialState\x12\x1b\n\x17TRIAL_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13TRIAL_STATE_WAITING\x10\x01\x12\x17\n\x13TRIAL_STATE_RUNNING\x10\x02\x12\x19\n\x15TRIAL_STATE_COMPLETED\x10\x03\x12\x16\n\x12TRIAL_STATE_PRUNED\x10\x04\x12\x16\n\x12TRIAL_STATE_FAILED\x10\x05\x12\x17\n\x13TRIAL_STATE_STOPPED\x10\x06\x32\x84\x04\n\x0cStudyService\x12H\n\x0bSubmitStudy\x12\x1b.nhop.v1.SubmitStudyRequest\x1a\x1c.nhop.v1.SubmitStudyResponse\x12?\n\x08GetStudy\x12\x18.nhop.v1.GetStudyRequest\x1a\x19.nhop.v1.GetStudyResponse\x12H\n\x0bListStudies\x12\x1b.nhop.v1.ListStudiesRequest\x1a\x1c.nhop.v1.ListStudiesResponse\x12G\n\nWatchStudy\x12\x1a.nhop.v1.WatchStudyRequest\x1a\x1b.nhop.v1.WatchStudyResponse0\x01\x12\x42\n\tStopStudy\x12\x19.nhop.v1.StopStudyRequest\x1a\x1a.nhop.v1.StopStudyResponse\x12\x45\n\nListTrials\x12\x1a.nhop.v1.ListTrialsRequest\x1a\x1b.nhop.v1.ListTrialsResponse\x12K\n\x0cGetBestTrial\x12\x1c.nhop.v1.GetBestTrialRequest\x1a\x1d.nhop.v1.GetBestTrialResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'nhop.v1.study_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STUDYSTATE']._serialized_start=1882
-  _globals['_STUDYSTATE']._serialized_end=2050
-  _globals['_TRIALSTATE']._serialized_start=2053
-  _globals['_TRIALSTATE']._serialized_end=2244
+  _globals['_TRIAL_METRICSENTRY']._loaded_options = None
+  _globals['_TRIAL_METRICSENTRY']._serialized_options = b'8\001'
+  _globals['_STUDYSTATE']._serialized_start=1991
+  _globals['_STUDYSTATE']._serialized_end=2159
+  _globals['_TRIALSTATE']._serialized_start=2162
+  _globals['_TRIALSTATE']._serialized_end=2353
   _globals['_SUBMITSTUDYREQUEST']._serialized_start=148
   _globals['_SUBMITSTUDYREQUEST']._serialized_end=255
   _globals['_SUBMITSTUDYRESPONSE']._serialized_start=257
@@ -48,33 +50,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TRIALCOUNTS']._serialized_start=611
   _globals['_TRIALCOUNTS']._serialized_end=741
   _globals['_TRIAL']._serialized_start=744
-  _globals['_TRIAL']._serialized_end=1076
-  _globals['_GETSTUDYREQUEST']._serialized_start=1078
-  _globals['_GETSTUDYREQUEST']._serialized_end=1113
-  _globals['_GETSTUDYRESPONSE']._serialized_start=1115
-  _globals['_GETSTUDYRESPONSE']._serialized_end=1164
-  _globals['_LISTSTUDIESREQUEST']._serialized_start=1166
-  _globals['_LISTSTUDIESREQUEST']._serialized_end=1186
-  _globals['_LISTSTUDIESRESPONSE']._serialized_start=1188
-  _globals['_LISTSTUDIESRESPONSE']._serialized_end=1242
-  _globals['_WATCHSTUDYREQUEST']._serialized_start=1244
-  _globals['_WATCHSTUDYREQUEST']._serialized_end=1281
-  _globals['_WATCHSTUDYRESPONSE']._serialized_start=1284
-  _globals['_WATCHSTUDYRESPONSE']._serialized_end=1418
-  _globals['_TRIALREPORT']._serialized_start=1420
-  _globals['_TRIALREPORT']._serialized_end=1534
-  _globals['_STOPSTUDYREQUEST']._serialized_start=1536
-  _globals['_STOPSTUDYREQUEST']._serialized_end=1572
-  _globals['_STOPSTUDYRESPONSE']._serialized_start=1574
-  _globals['_STOPSTUDYRESPONSE']._serialized_end=1624
-  _globals['_LISTTRIALSREQUEST']._serialized_start=1626
-  _globals['_LISTTRIALSREQUEST']._serialized_end=1703
-  _globals['_LISTTRIALSRESPONSE']._serialized_start=1705
-  _globals['_LISTTRIALSRESPONSE']._serialized_end=1783
-  _globals['_GETBESTTRIALREQUEST']._serialized_start=1785
-  _globals['_GETBESTTRIALREQUEST']._serialized_end=1824
-  _globals['_GETBESTTRIALRESPONSE']._serialized_start=1826
-  _globals['_GETBESTTRIALRESPONSE']._serialized_end=1879
-  _globals['_STUDYSERVICE']._serialized_start=2247
-  _globals['_STUDYSERVICE']._serialized_end=2763
+  _globals['_TRIAL']._serialized_end=1185
+  _globals['_TRIAL_METRICSENTRY']._serialized_start=1102
+  _globals['_TRIAL_METRICSENTRY']._serialized_end=1148
+  _globals['_GETSTUDYREQUEST']._serialized_start=1187
+  _globals['_GETSTUDYREQUEST']._serialized_end=1222
+  _globals['_GETSTUDYRESPONSE']._serialized_start=1224
+  _globals['_GETSTUDYRESPONSE']._serialized_end=1273
+  _globals['_LISTSTUDIESREQUEST']._serialized_start=1275
+  _globals['_LISTSTUDIESREQUEST']._serialized_end=1295
+  _globals['_LISTSTUDIESRESPONSE']._serialized_start=1297
+  _globals['_LISTSTUDIESRESPONSE']._serialized_end=1351
+  _globals['_WATCHSTUDYREQUEST']._serialized_start=1353
+  _globals['_WATCHSTUDYREQUEST']._serialized_end=1390
+  _globals['_WATCHSTUDYRESPONSE']._serialized_start=1393
+  _globals['_WATCHSTUDYRESPONSE']._serialized_end=1527
+  _globals['_TRIALREPORT']._serialized_start=1529
+  _globals['_TRIALREPORT']._serialized_end=1643
+  _globals['_STOPSTUDYREQUEST']._serialized_start=1645
+  _globals['_STOPSTUDYREQUEST']._serialized_end=1681
+  _globals['_STOPSTUDYRESPONSE']._serialized_start=1683
+  _globals['_STOPSTUDYRESPONSE']._serialized_end=1733
+  _globals['_LISTTRIALSREQUEST']._serialized_start=1735
+  _globals['_LISTTRIALSREQUEST']._serialized_end=1812
+  _globals['_LISTTRIALSRESPONSE']._serialized_start=1814
+  _globals['_LISTTRIALSRESPONSE']._serialized_end=1892
+  _globals['_GETBESTTRIALREQUEST']._serialized_start=1894
+  _globals['_GETBESTTRIALREQUEST']._serialized_end=1933
+  _globals['_GETBESTTRIALRESPONSE']._serialized_start=1935
+  _globals['_GETBESTTRIALRESPONSE']._serialized_end=1988
+  _globals['_STUDYSERVICE']._serialized_start=2356
+  _globals['_STUDYSERVICE']._serialized_end=2872
 # @@protoc_insertion_point(module_scope)

@@ -278,6 +278,26 @@ class Trial(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class MetricsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NUMBER_FIELD_NUMBER: _builtins.int
     STAGE_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
@@ -289,6 +309,8 @@ class Trial(_message.Message):
     ATTEMPTS_FIELD_NUMBER: _builtins.int
     DURATION_FIELD_NUMBER: _builtins.int
     HOSTS_FIELD_NUMBER: _builtins.int
+    METRICS_FIELD_NUMBER: _builtins.int
+    NOTES_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """Number in the study, from 1."""
     stage: _builtins.int
@@ -319,6 +341,14 @@ class Trial(_message.Message):
     def hosts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Hosts of its last attempt."""
 
+    @_builtins.property
+    def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """Further metrics on held-out data, by name; empty until it completed."""
+
+    @_builtins.property
+    def notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What happened to it on its way, a sentence each."""
+
     def __init__(
         self,
         *,
@@ -333,10 +363,12 @@ class Trial(_message.Message):
         attempts: _builtins.int = ...,
         duration: _duration_pb2.Duration | None = ...,
         hosts: _abc.Iterable[_builtins.str] | None = ...,
+        metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        notes: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_loss", b"_loss", "_train_loss", b"_train_loss", "_val_loss", b"_val_loss", "duration", b"duration", "failure", b"failure", "loss", b"loss", "parameters", b"parameters", "train_loss", b"train_loss", "val_loss", b"val_loss"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_loss", b"_loss", "_train_loss", b"_train_loss", "_val_loss", b"_val_loss", "attempts", b"attempts", "duration", b"duration", "failure", b"failure", "hosts", b"hosts", "loss", b"loss", "number", b"number", "parameters", b"parameters", "stage", b"stage", "state", b"state", "train_loss", b"train_loss", "val_loss", b"val_loss"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_loss", b"_loss", "_train_loss", b"_train_loss", "_val_loss", b"_val_loss", "attempts", b"attempts", "duration", b"duration", "failure", b"failure", "hosts", b"hosts", "loss", b"loss", "metrics", b"metrics", "notes", b"notes", "number", b"number", "parameters", b"parameters", "stage", b"stage", "state", b"state", "train_loss", b"train_loss", "val_loss", b"val_loss"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__loss: _TypeAlias = _typing.Literal["loss"]  # noqa: Y015
     _WhichOneofArgType__loss: _TypeAlias = _typing.Literal["_loss", b"_loss"]  # noqa: Y015

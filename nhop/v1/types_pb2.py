@@ -26,7 +26,7 @@ from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13nhop/v1/types.proto\x12\x07nhop.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"=\n\tAttemptId\x12\x10\n\x08study_id\x18\x01 \x01(\t\x12\r\n\x05trial\x18\x02 \x01(\x03\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\"8\n\x06TaskId\x12\x1f\n\x04role\x18\x01 \x01(\x0e\x32\x11.nhop.v1.TaskRole\x12\r\n\x05index\x18\x02 \x01(\x05\"N\n\x07\x46\x61ilure\x12\"\n\x04kind\x18\x01 \x01(\x0e\x32\x14.nhop.v1.FailureKind\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\"\xd7\x01\n\x06Report\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12\x12\n\ntrain_loss\x18\x02 \x01(\x01\x12\x15\n\x08val_loss\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12-\n\x07metrics\x18\x04 \x03(\x0b\x32\x1c.nhop.v1.Report.MetricsEntry\x12(\n\x04time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x0b\n\t_val_loss\"\xcd\x03\n\x0bTaskOutcome\x12#\n\x06status\x18\x01 \x01(\x0e\x32\x13.nhop.v1.TaskStatus\x12!\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x10.nhop.v1.Failure\x12\x0c\n\x04step\x18\x03 \x01(\x03\x12\x17\n\ntrain_loss\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x15\n\x08val_loss\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12\x32\n\x07metrics\x18\x06 \x03(\x0b\x32!.nhop.v1.TaskOutcome.MetricsEntry\x12=\n\rphase_seconds\x18\x07 \x03(\x0b\x32&.nhop.v1.TaskOutcome.PhaseSecondsEntry\x12\x16\n\texit_code\x18\x08 \x01(\x05H\x02\x88\x01\x01\x12\x13\n\x06signal\x18\t \x01(\x05H\x03\x88\x01\x01\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a\x33\n\x11PhaseSecondsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\r\n\x0b_train_lossB\x0b\n\t_val_lossB\x0c\n\n_exit_codeB\t\n\x07_signal\"5\n\nParameters\x12\'\n\x06values\x18\x01 \x01(\x0b\x32\x17.google.protobuf.Struct*M\n\x08TaskRole\x12\x19\n\x15TASK_ROLE_UNSPECIFIED\x10\x00\x12\x10\n\x0cTASK_ROLE_PS\x10\x01\x12\x14\n\x10TASK_ROLE_WORKER\x10\x02*\xf5\x02\n\x0b\x46\x61ilureKind\x12\x1c\n\x18\x46\x41ILURE_KIND_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x46\x41ILURE_KIND_USER_CODE\x10\x01\x12\x15\n\x11\x46\x41ILURE_KIND_DATA\x10\x02\x12\x19\n\x15\x46\x41ILURE_KIND_DIVERGED\x10\x03\x12\x18\n\x14\x46\x41ILURE_KIND_CRASHED\x10\x04\x12\x17\n\x13\x46\x41ILURE_KIND_KILLED\x10\x05\x12\x1e\n\x1a\x46\x41ILURE_KIND_START_TIMEOUT\x10\x06\x12\x1b\n\x17\x46\x41ILURE_KIND_PORT_TAKEN\x10\x07\x12\x1a\n\x16\x46\x41ILURE_KIND_PEER_LOST\x10\x08\x12\x1a\n\x16\x46\x41ILURE_KIND_HOST_LOST\x10\t\x12\x1b\n\x17\x46\x41ILURE_KIND_TIME_LIMIT\x10\n\x12\x1a\n\x16\x46\x41ILURE_KIND_RESOURCES\x10\x0b\x12\x19\n\x15\x46\x41ILURE_KIND_INTERNAL\x10\x0c*u\n\nTaskStatus\x12\x1b\n\x17TASK_STATUS_UNSPECIFIED\x10\x00\x12\x19\n\x15TASK_STATUS_COMPLETED\x10\x01\x12\x17\n\x13TASK_STATUS_STOPPED\x10\x02\x12\x16\n\x12TASK_STATUS_FAILED\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13nhop/v1/types.proto\x12\x07nhop.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"=\n\tAttemptId\x12\x10\n\x08study_id\x18\x01 \x01(\t\x12\r\n\x05trial\x18\x02 \x01(\x03\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\"8\n\x06TaskId\x12\x1f\n\x04role\x18\x01 \x01(\x0e\x32\x11.nhop.v1.TaskRole\x12\r\n\x05index\x18\x02 \x01(\x05\"N\n\x07\x46\x61ilure\x12\"\n\x04kind\x18\x01 \x01(\x0e\x32\x14.nhop.v1.FailureKind\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\"\xd7\x01\n\x06Report\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12\x12\n\ntrain_loss\x18\x02 \x01(\x01\x12\x15\n\x08val_loss\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12-\n\x07metrics\x18\x04 \x03(\x0b\x32\x1c.nhop.v1.Report.MetricsEntry\x12(\n\x04time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x0b\n\t_val_loss\"\x82\x04\n\x0bTaskOutcome\x12#\n\x06status\x18\x01 \x01(\x0e\x32\x13.nhop.v1.TaskStatus\x12!\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x10.nhop.v1.Failure\x12\x0c\n\x04step\x18\x03 \x01(\x03\x12\x17\n\ntrain_loss\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x15\n\x08val_loss\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12\x32\n\x07metrics\x18\x06 \x03(\x0b\x32!.nhop.v1.TaskOutcome.MetricsEntry\x12=\n\rphase_seconds\x18\x07 \x03(\x0b\x32&.nhop.v1.TaskOutcome.PhaseSecondsEntry\x12\x16\n\texit_code\x18\x08 \x01(\x05H\x02\x88\x01\x01\x12\x13\n\x06signal\x18\t \x01(\x05H\x03\x88\x01\x01\x12$\n\tartifacts\x18\n \x03(\x0b\x32\x11.nhop.v1.Artifact\x12\r\n\x05notes\x18\x0b \x03(\t\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a\x33\n\x11PhaseSecondsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\r\n\x0b_train_lossB\x0b\n\t_val_lossB\x0c\n\n_exit_codeB\t\n\x07_signal\"&\n\x08\x41rtifact\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x03\"5\n\nParameters\x12\'\n\x06values\x18\x01 \x01(\x0b\x32\x17.google.protobuf.Struct*M\n\x08TaskRole\x12\x19\n\x15TASK_ROLE_UNSPECIFIED\x10\x00\x12\x10\n\x0cTASK_ROLE_PS\x10\x01\x12\x14\n\x10TASK_ROLE_WORKER\x10\x02*\xf5\x02\n\x0b\x46\x61ilureKind\x12\x1c\n\x18\x46\x41ILURE_KIND_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x46\x41ILURE_KIND_USER_CODE\x10\x01\x12\x15\n\x11\x46\x41ILURE_KIND_DATA\x10\x02\x12\x19\n\x15\x46\x41ILURE_KIND_DIVERGED\x10\x03\x12\x18\n\x14\x46\x41ILURE_KIND_CRASHED\x10\x04\x12\x17\n\x13\x46\x41ILURE_KIND_KILLED\x10\x05\x12\x1e\n\x1a\x46\x41ILURE_KIND_START_TIMEOUT\x10\x06\x12\x1b\n\x17\x46\x41ILURE_KIND_PORT_TAKEN\x10\x07\x12\x1a\n\x16\x46\x41ILURE_KIND_PEER_LOST\x10\x08\x12\x1a\n\x16\x46\x41ILURE_KIND_HOST_LOST\x10\t\x12\x1b\n\x17\x46\x41ILURE_KIND_TIME_LIMIT\x10\n\x12\x1a\n\x16\x46\x41ILURE_KIND_RESOURCES\x10\x0b\x12\x19\n\x15\x46\x41ILURE_KIND_INTERNAL\x10\x0c*u\n\nTaskStatus\x12\x1b\n\x17TASK_STATUS_UNSPECIFIED\x10\x00\x12\x19\n\x15TASK_STATUS_COMPLETED\x10\x01\x12\x17\n\x13TASK_STATUS_STOPPED\x10\x02\x12\x16\n\x12TASK_STATUS_FAILED\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,12 +39,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TASKOUTCOME_METRICSENTRY']._serialized_options = b'8\001'
   _globals['_TASKOUTCOME_PHASESECONDSENTRY']._loaded_options = None
   _globals['_TASKOUTCOME_PHASESECONDSENTRY']._serialized_options = b'8\001'
-  _globals['_TASKROLE']._serialized_start=1033
-  _globals['_TASKROLE']._serialized_end=1110
-  _globals['_FAILUREKIND']._serialized_start=1113
-  _globals['_FAILUREKIND']._serialized_end=1486
-  _globals['_TASKSTATUS']._serialized_start=1488
-  _globals['_TASKSTATUS']._serialized_end=1605
+  _globals['_TASKROLE']._serialized_start=1126
+  _globals['_TASKROLE']._serialized_end=1203
+  _globals['_FAILUREKIND']._serialized_start=1206
+  _globals['_FAILUREKIND']._serialized_end=1579
+  _globals['_TASKSTATUS']._serialized_start=1581
+  _globals['_TASKSTATUS']._serialized_end=1698
   _globals['_ATTEMPTID']._serialized_start=95
   _globals['_ATTEMPTID']._serialized_end=156
   _globals['_TASKID']._serialized_start=158
@@ -56,11 +56,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REPORT_METRICSENTRY']._serialized_start=453
   _globals['_REPORT_METRICSENTRY']._serialized_end=499
   _globals['_TASKOUTCOME']._serialized_start=515
-  _globals['_TASKOUTCOME']._serialized_end=976
+  _globals['_TASKOUTCOME']._serialized_end=1029
   _globals['_TASKOUTCOME_METRICSENTRY']._serialized_start=453
   _globals['_TASKOUTCOME_METRICSENTRY']._serialized_end=499
-  _globals['_TASKOUTCOME_PHASESECONDSENTRY']._serialized_start=872
-  _globals['_TASKOUTCOME_PHASESECONDSENTRY']._serialized_end=923
-  _globals['_PARAMETERS']._serialized_start=978
-  _globals['_PARAMETERS']._serialized_end=1031
+  _globals['_TASKOUTCOME_PHASESECONDSENTRY']._serialized_start=925
+  _globals['_TASKOUTCOME_PHASESECONDSENTRY']._serialized_end=976
+  _globals['_ARTIFACT']._serialized_start=1031
+  _globals['_ARTIFACT']._serialized_end=1069
+  _globals['_PARAMETERS']._serialized_start=1071
+  _globals['_PARAMETERS']._serialized_end=1124
 # @@protoc_insertion_point(module_scope)

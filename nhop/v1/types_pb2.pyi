@@ -351,6 +351,8 @@ class TaskOutcome(_message.Message):
     PHASE_SECONDS_FIELD_NUMBER: _builtins.int
     EXIT_CODE_FIELD_NUMBER: _builtins.int
     SIGNAL_FIELD_NUMBER: _builtins.int
+    ARTIFACTS_FIELD_NUMBER: _builtins.int
+    NOTES_FIELD_NUMBER: _builtins.int
     status: Global___TaskStatus.ValueType
     """How it ended."""
     step: _builtins.int
@@ -373,7 +375,17 @@ class TaskOutcome(_message.Message):
 
     @_builtins.property
     def phase_seconds(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """Wall time by phase of the task's life, in seconds: "fork", "data", "model", "graph", "session", "steps", "evaluation"."""
+        """Wall time by phase of the task's life, in seconds: "data", "model", "graph", "session", "steps", "evaluation", "saving"."""
+
+    @_builtins.property
+    def artifacts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Artifact]:
+        """Files that the task left for the coordinator (AgentService.ReadArtifact)."""
+
+    @_builtins.property
+    def notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What the user should know of a task that did not fail, a sentence each: a worker that was no
+        longer waited for, a model that could not be saved.
+        """
 
     def __init__(
         self,
@@ -387,10 +399,12 @@ class TaskOutcome(_message.Message):
         phase_seconds: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         exit_code: _builtins.int | None = ...,
         signal: _builtins.int | None = ...,
+        artifacts: _abc.Iterable[Global___Artifact] | None = ...,
+        notes: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "_signal", b"_signal", "_train_loss", b"_train_loss", "_val_loss", b"_val_loss", "exit_code", b"exit_code", "failure", b"failure", "signal", b"signal", "train_loss", b"train_loss", "val_loss", b"val_loss"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "_signal", b"_signal", "_train_loss", b"_train_loss", "_val_loss", b"_val_loss", "exit_code", b"exit_code", "failure", b"failure", "metrics", b"metrics", "phase_seconds", b"phase_seconds", "signal", b"signal", "status", b"status", "step", b"step", "train_loss", b"train_loss", "val_loss", b"val_loss"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "_signal", b"_signal", "_train_loss", b"_train_loss", "_val_loss", b"_val_loss", "artifacts", b"artifacts", "exit_code", b"exit_code", "failure", b"failure", "metrics", b"metrics", "notes", b"notes", "phase_seconds", b"phase_seconds", "signal", b"signal", "status", b"status", "step", b"step", "train_loss", b"train_loss", "val_loss", b"val_loss"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__exit_code: _TypeAlias = _typing.Literal["exit_code"]  # noqa: Y015
     _WhichOneofArgType__exit_code: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code"]  # noqa: Y015
@@ -410,6 +424,32 @@ class TaskOutcome(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__val_loss) -> _WhichOneofReturnType__val_loss | None: ...
 
 Global___TaskOutcome: _TypeAlias = TaskOutcome  # noqa: Y015
+
+@_typing.final
+class Artifact(_message.Message):
+    """A file that a task left for the coordinator."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"model.keras", "predictions.npz", "checkpoint.npz": 1 to 64 of [a-z0-9._-], a letter or digit first."""
+    size: _builtins.int
+    """Size in bytes."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        size: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "size", b"size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Artifact: _TypeAlias = Artifact  # noqa: Y015
 
 @_typing.final
 class Parameters(_message.Message):
