@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
@@ -58,14 +58,25 @@ class NNModel:
     """
 
     loss: Any = "mse"
-    """A Keras loss: its name, or a function of ``(y_true, y_pred)``; the mean over the batch is minimised."""
+    """A Keras loss: its name, or a function of ``(y_true, y_pred)``; the mean over the batch is minimised.
+
+    For a model with several outputs a dict or list of losses, whose sum is minimised.
+    """
+
+    metrics: Sequence[Any] = ()
+    """Names of Keras metrics such as ``"accuracy"``, or metrics and functions, of the held-out data."""
 
     def build_model(self, hp: HyperParameters) -> keras.Model:
         """Returns a built Keras model: the shapes of its inputs are known."""
         raise TypeError(f"{type(self).__name__} does not define build_model(self, hp)")
 
-    def load_data(self, hp: HyperParameters) -> tuple[Arrays, Arrays]:
+    def load_data(self, hp: HyperParameters) -> tuple[Any, Any]:
         """Returns ``(x_train, y_train), (x_test, y_test)``: arrays with samples along the first axis.
+
+        A dict or tuple of arrays where the model has several inputs or outputs. Instead of a pair, a
+        ``tf.data.Dataset`` of single samples ``(x, y)``: each worker takes its own part of it, over
+        and over, in batches; shuffle it yourself, and leave repeat() and batch() to NHOP. The test
+        dataset must end.
 
         Every worker of every trial calls it, and all must get the same data: draw random numbers
         from ``hp["seed"]``, which is the study's. Raise DataError with a message for the user
@@ -76,7 +87,8 @@ class NNModel:
     def train_model(self, training: Training) -> None:
         """Trains until the end; may be overridden to see each step.
 
-        The default runs ``while not training.ended: training.step()``.
+        The default runs ``while not training.ended: training.advance()``, which makes many steps in a
+        call; ``training.step()`` makes one and returns its loss.
         """
         while not training.ended:
-            training.step()
+            training.advance()

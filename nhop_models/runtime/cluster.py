@@ -54,15 +54,20 @@ def wait_for_parameter_servers(spec: TaskSpec) -> None:
     """
     deadline = time.monotonic() + spec.start_limit
     for index, address in enumerate(spec.ps):
-        host, _, port = address.rpartition(":")
-        while True:
-            try:
-                socket.create_connection((host.strip("[]"), int(port)), timeout=1.0).close()
-                break
-            except OSError as error:
-                if time.monotonic() > deadline:
-                    raise TaskError(
-                        FailureKind.START_TIMEOUT,
-                        f"ps/{index} at {address} did not answer within {spec.start_limit:g} s ({error})",
-                    ) from error
+        while not answers(address, 1.0):
+            if time.monotonic() > deadline:
+                raise TaskError(
+                    FailureKind.START_TIMEOUT,
+                    f"ps/{index} at {address} did not answer within {spec.start_limit:g} s",
+                )
             time.sleep(_PEER_POLL_SECONDS)
+
+
+def answers(address: str, timeout: float) -> bool:
+    """Whether the server at ``host:port`` accepts a connection within ``timeout`` seconds."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout).close()
+    except OSError:
+        return False
+    return True

@@ -1,4 +1,4 @@
-"""Finds the class that ``nn_model`` names, and checks what its ``build_model`` returned."""
+"""Finds the class or function that ``nn_model`` names, and checks what a ``build_model`` returned."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import keras
 from nhop_models.base import NNModel
 from nhop_models.contract import FailureKind
 from nhop_models.runtime.failures import SHIPPED, TaskError
+from nhop_models.runtime.functions import TrainFunction
 
 
-def load_model_class(name: str) -> type[NNModel]:
-    """The class behind a shipped name or ``package.module:Class``.
+def load_model(name: str) -> type[NNModel] | TrainFunction:
+    """The class behind a shipped name or ``package.module:Class``, or the function that is there.
 
-    Raises TaskError (USER_CODE) where there is no such module or class, or it is no NNModel;
-    what the module itself raises while it is imported goes through.
+    Raises TaskError (USER_CODE) where there is no such module or name, or it is neither an NNModel
+    nor a function; what the module itself raises while it is imported goes through.
     """
     module_name, _, class_name = SHIPPED.get(name, name).partition(":")
     try:
@@ -35,11 +36,16 @@ def load_model_class(name: str) -> type[NNModel]:
             FailureKind.USER_CODE,
             f"nn_model: {name}: module {module_name} ({module.__file__}) has no {class_name}",
         )
-    if not (isinstance(found, type) and issubclass(found, NNModel)):
+    if isinstance(found, type) and issubclass(found, NNModel):
+        return found
+    if isinstance(found, type) or not callable(found):
         raise TaskError(
-            FailureKind.USER_CODE, f"nn_model: {name} is not a class derived from nhop_models.NNModel"
+            FailureKind.USER_CODE,
+            f"nn_model: {name} is neither a class derived from nhop_models.NNModel nor a function "
+            "train(hp, context)",
         )
-    return found
+    function: TrainFunction = found
+    return function
 
 
 def check_model(built: Any, name: str) -> None:

@@ -1,9 +1,9 @@
 """Parameters as one flat variable per shard, so that a step costs one pull and one push per PS.
 
-The trainable weights of a model are shared out over the parameter servers by size (one shard
-where there is none). A worker pulls each flat vector once, cuts the weights out of it, and pushes
-the gradient with respect to the flat vector. The optimizer works element by element, so training
-is the same as with a variable per weight.
+The weights of a model, one behind the other, are cut into shards of equal size, one for each
+parameter server (one shard where there is none). A worker pulls the shards, cuts the weights out
+of them, and pushes the gradient with respect to each shard. The optimizers work element by element,
+so training is the same as with a variable per weight.
 """
 
 from __future__ import annotations
@@ -18,61 +18,59 @@ v1 = tf.compat.v1
 Array = np.ndarray[Any, Any]
 
 
-def assign_shards(sizes: Sequence[int], shards: int) -> list[list[int]]:
-    """Shares out weights over shards, the largest first, each to the emptiest shard.
-
-    Returns the indices of the weights of each shard, in their order; with fewer weights than
-    shards, only as many shards as there are weights.
-    """
-    members: list[list[int]] = [[] for _ in range(min(shards, len(sizes)))]
-    loads = [0] * len(members)
-    for index in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
-        emptiest = loads.index(min(loads))
-        members[emptiest].append(index)
-        loads[emptiest] += sizes[index]
-    return [sorted(indices) for indices in members]
+def shard_sizes(size: int, shards: int) -> list[int]:
+    """Cuts ``size`` elements into ``shards`` parts that differ by one element at most; none is empty."""
+    shards = min(shards, size)
+    return [size // shards + (number < size % shards) for number in range(shards)]
 
 
-class FlatParameters:
-    """The flat variables of a model's weights in the current graph, and what is cut out of them.
+class FlatVariables:
+    """Flat float32 variables of the current graph that hold ``values``, and what is cut out of them.
 
-    ``values`` are the initial weights; ``devices`` one device per shard ("" is the default one).
+    ``devices`` has one device per shard ("" is the default one). Made outside of loops; ``pull``,
+    ``cut`` and ``join`` may be called inside.
     """
 
-    def __init__(self, values: Sequence[Array], devices: Sequence[str]) -> None:
-        self._initial: dict[Any, Array] = {}
+    def __init__(self, name: str, values: Sequence[Array], devices: Sequence[str]) -> None:
+        self._shapes = [value.shape for value in values]
+        self._sizes = [value.size for value in values]
+        flat = np.concatenate([value.ravel() for value in values]).astype(np.float32)
+        self._shards = shard_sizes(flat.size, len(devices))
+        self.devices = list(devices[: len(self._shards)])
         self.variables: list[Any] = []
-        self.pulled: list[Any] = []
-        weights: dict[int, Any] = {}
-        shards = assign_shards([value.size for value in values], len(devices))
-        for number, (members, device) in enumerate(zip(shards, devices, strict=False)):
-            flat = np.concatenate([values[index].ravel() for index in members]).astype(np.float32)
+        self.initial_feed: dict[Any, Array] = {}
+        begin = 0
+        for number, (size, device) in enumerate(zip(self._shards, self.devices, strict=True)):
             with tf.device(device):
                 # Fed, not a constant: a graph must stay below 2 GB whatever the model's size.
-                initial = v1.placeholder(tf.float32, flat.shape)
-                variable = v1.Variable(initial, name=f"parameters_{number}", use_resource=True)
-            self._initial[initial] = flat
-            pulled = tf.identity(variable)
-            pieces = tf.split(pulled, [values[index].size for index in members])
-            for index, piece in zip(members, pieces, strict=True):
-                weights[index] = tf.reshape(piece, values[index].shape)
-            self.variables.append(variable)
-            self.pulled.append(pulled)
-        self.weights = [weights[index] for index in range(len(values))]
+                initial = v1.placeholder(tf.float32, [size])
+                self.variables.append(
+                    v1.Variable(initial, trainable=False, name=f"{name}_{number}", use_resource=True)
+                )
+            self.initial_feed[initial] = flat[begin : begin + size]
+            begin += size
 
-    @property
-    def initial_feed(self) -> dict[Any, Array]:
-        """What to feed to the variables' initializers."""
-        return self._initial
-
-    def apply(self, make_optimizer: Any, loss: Any, devices: Sequence[str]) -> Any:
-        """An operation that pushes the gradient of ``loss`` to each shard and applies it there.
-
-        Each shard has an optimizer of its own: a shared one would chain the shards' updates.
-        """
-        gradients = tf.gradients(loss, self.pulled)
-        updates = []
-        for variable, gradient, device in zip(self.variables, gradients, devices, strict=False):
+    def pull(self) -> list[Any]:
+        """The shards as they are now, a tensor each, on the caller's device."""
+        pulled = []
+        for variable, device in zip(self.variables, self.devices, strict=True):
             with tf.device(device):
-                updates.append(make_optimizer().apply_gradients([(gradient, variable)]))
-        return tf.group(*updates)
+                value = variable.read_value()
+            pulled.append(tf.identity(value))
+        return pulled
+
+    def cut(self, shards: Sequence[Any]) -> list[Any]:
+        """The values in their order and shapes, out of the shards (tensors)."""
+        flat = shards[0] if len(shards) == 1 else tf.concat(shards, 0)
+        pieces = tf.split(flat, self._sizes)
+        return [tf.reshape(piece, shape) for piece, shape in zip(pieces, self._shapes, strict=True)]
+
+    def join(self, tensors: Sequence[Any]) -> list[Any]:
+        """The shards that hold ``tensors``, which have the values' order and sizes."""
+        flat = tf.concat([tf.reshape(tensor, [-1]) for tensor in tensors], 0)
+        return tf.split(flat, self._shards) if len(self._shards) > 1 else [flat]
+
+    def arrays(self, shards: Sequence[Array]) -> list[Array]:
+        """As ``cut``, for numpy's arrays."""
+        pieces = np.split(np.concatenate(shards), np.cumsum(self._sizes)[:-1])
+        return [piece.reshape(shape) for piece, shape in zip(pieces, self._shapes, strict=True)]

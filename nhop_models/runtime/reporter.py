@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from nhop_models.contract import RecordKind, SpoolWriter
@@ -30,18 +30,34 @@ class Reporter:
         """Says that the first step comes next (a parameter server: that it listens)."""
         self._spool.append(RecordKind.READY, {})
 
-    def report(self, step: int, train_loss: float) -> None:
-        """Notes the training loss at a global step; writes it where the interval allows."""
+    def report(
+        self,
+        step: int,
+        train_loss: float,
+        smallest: float | None = None,
+        metrics: Callable[[], Mapping[str, float]] = dict,
+        val_loss: float | None = None,
+    ) -> None:
+        """Notes the training loss at a global step; writes it where the interval allows.
+
+        ``smallest`` is the smallest training loss since the last report, where that is another one;
+        ``metrics`` is asked where it is written. A ``val_loss`` is always written.
+        """
         self.step = step
-        if self.train_loss is None or train_loss < self.train_loss:
-            self.train_loss = train_loss
+        smallest = train_loss if smallest is None else smallest
+        if self.train_loss is None or smallest < self.train_loss:
+            self.train_loss = smallest
         now = time.monotonic()
-        if now >= self._due:
+        if now >= self._due or val_loss is not None:
             self._due = now + self._interval
             self._unwritten = None
-            self._write(step, train_loss)
+            self._write(step, train_loss, val_loss, metrics())
         else:
             self._unwritten = (step, train_loss)
+
+    def checkpoint(self, step: int, size: int) -> None:
+        """Says that a checkpoint of ``size`` bytes is whole."""
+        self._spool.append(RecordKind.CHECKPOINT, {"step": step, "size": size})
 
     def finish(self, val_loss: float | None = None, metrics: Mapping[str, float] | None = None) -> None:
         """Writes the last report, where it is not yet written or has something to add."""

@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -69,16 +70,16 @@ class Task:
         finally:
             os._exit(status)  # TensorFlow's own teardown can hang on peers that are gone
 
-    def outcome(self, status: TaskStatus, message: str = "", val_loss: float | None = None) -> Outcome:
-        """The outcome of a task that did not fail, with what its reporter knows."""
+    def outcome(self, status: TaskStatus, message: str = "", **more: Any) -> Outcome:
+        """The outcome of a task that did not fail, as its reporter knows; ``more``: fields of Outcome."""
         reporter = self.reporter
         return Outcome(
             status,
             message=message,
             step=reporter.step,
-            train_loss=reporter.train_loss,
-            val_loss=val_loss,
+            train_loss=more.pop("train_loss", reporter.train_loss),
             phase_seconds=dict(reporter.phase_seconds),
+            **more,
         )
 
     def watch(self, wakeup: int) -> None:

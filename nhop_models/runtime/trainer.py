@@ -1,42 +1,54 @@
-"""Training in TensorFlow graph mode: one process, or between-graph replication over PS and workers."""
+"""One worker's training: sessions, calls of many steps, synchronous steps, evaluation."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from nhop_models.base import HyperParameters, NNModel
+from nhop_models.base import DataError, HyperParameters, NNModel
 from nhop_models.contract import FailureKind
 from nhop_models.runtime import cluster
+from nhop_models.runtime.checkpoints import Checkpoints
 from nhop_models.runtime.data import Data
 from nhop_models.runtime.failures import TaskError
-from nhop_models.runtime.parameters import FlatParameters
+from nhop_models.runtime.graph import TrainingGraph
+from nhop_models.runtime.pace import MOST_STEPS
+from nhop_models.runtime.steps import ChiefSteps, Steps
 
 if TYPE_CHECKING:
     from nhop_models.runtime.task import Task
 
 v1 = tf.compat.v1
 _CHIEF_POLL_SECONDS = 0.01
-_EVALUATION_ROWS = 8192
+KEPT_PREDICTIONS = 10_000
+"""Held-out samples whose predictions are kept, at most."""
 
-OPTIMIZERS: dict[str, Callable[[float], Any]] = {
-    "Adam": v1.train.AdamOptimizer,
-    "sgd": v1.train.GradientDescentOptimizer,
-    "Adagrad": v1.train.AdagradOptimizer,
-}
+
+@dataclass(slots=True)
+class Evaluation:
+    """What a model does on the held-out data.
+
+    ``y_true`` and ``y_pred`` are of the first KEPT_PREDICTIONS samples, None where the model has
+    several outputs.
+    """
+
+    loss: float
+    metrics: dict[str, float] = field(default_factory=dict)
+    y_true: Any = None
+    y_pred: Any = None
 
 
 class Training:
     """One worker's part in the training of a trial.
 
-    ``step()`` makes one step, ``ended`` says when to stop making them. Only the chief ends the
-    training: other workers pause when the step budget is used up.
+    ``advance()`` makes some steps, ``step()`` makes one, ``ended`` says when to stop making them. Only
+    the chief ends the training: other workers pause when the step budget is used up.
     """
 
     def __init__(
@@ -51,29 +63,31 @@ class Training:
         self._spec = task.spec
         self._task = task
         self._chief = task.identity.is_chief
+        self._index = task.identity.index
+        self._keras_model = keras_model
+        self._metrics = list(model.metrics)
         self._ended = False
         reporter = task.reporter
-        # The values must be taken before the graph is entered, where reading them would be an operation.
-        weights = [np.asarray(variable) for variable in keras_model.trainable_variables]
-        state = [np.asarray(variable) for variable in keras_model.non_trainable_variables]
         with reporter.phase("graph"):
-            graph = tf.Graph()
-            with graph.as_default():
-                self._build(hp, model, keras_model, weights, state, data)
-            graph.finalize()
+            self._graph = TrainingGraph(task.spec, task.identity, hp, model, keras_model, data)
         with reporter.phase("session"):
             if self._spec.ps:
                 cluster.wait_for_parameter_servers(self._spec)
-            self._session = v1.Session(
-                target, graph=graph, config=cluster.session_config(self._spec, task.identity)
-            )
-            self._session.run(self._local_initializer, self._local_feed)
+            config = cluster.session_config(self._spec, task.identity)
+            self._session = v1.Session(target, graph=self._graph.graph, config=config)
+            self._session.run(self._graph.local_initializer, self._graph.local_feed)
+            self._checkpoints = Checkpoints(task, self._session, self._graph)
             if self._chief:
-                self._session.run(self._initializer, self._parameters.initial_feed)
-                self._session.run(self._announce)
+                self._session.run(self._graph.initializer, self._graph.initial_feed)
+                self._checkpoints.restore()
+                self._session.run(self._graph.announce)
             else:
                 self._wait_for_chief()
-            self._step = self._session.make_callable([self._loss, self._global_step_after])
+        self._global_step = int(self._session.run(self._graph.step_now))
+        leads = self._graph.lead is not None
+        self._steps = (ChiefSteps if leads else Steps)(
+            self._session, self._graph, self._spec, self._global_step, self._note_steps
+        )
         reporter.ready()
 
     @property
@@ -81,96 +95,120 @@ class Training:
         """Whether the training is over for this worker: by budget, tolerance, or because it is told so."""
         return self._ended or self._task.stop.is_set()
 
+    @property
+    def global_step(self) -> int:
+        """Steps of all workers together, as far as this one knows."""
+        return self._global_step
+
     def step(self) -> float:
         """Makes one step and returns the training loss of its batch.
 
         Raises TaskError (DIVERGED) where the loss is not finite.
         """
-        values = self._step()
-        loss, step = float(values[0]), int(values[1])
+        return self._steps.make(1)
+
+    def advance(self) -> float:
+        """Makes as many steps as take about a tenth of a second, at least one; the loss of the last one.
+
+        Raises TaskError (DIVERGED) where the loss is not finite.
+        """
+        return self._steps.make(self._checkpoints.steps_until_due(self._global_step) or MOST_STEPS)
+
+    def evaluate(self) -> Evaluation:
+        """Loss and metrics on the held-out data, over all its samples, with the parameters as they are now.
+
+        Raises TaskError (DIVERGED) where the loss is not finite.
+        """
+        return self._evaluate(self._session.run(self._graph.pulled))
+
+    def finish(self) -> Evaluation:
+        """As ``evaluate``; the Keras model then has the parameters that were evaluated."""
+        pulled = self._session.run(self._graph.pulled)
+        evaluation = self._evaluate(pulled)
+        replica = self._graph.replica
+        number = len(replica.weights.variables)
+        for variable, value in zip(
+            self._keras_model.trainable_variables, replica.weights.arrays(pulled[:number]), strict=True
+        ):
+            variable.assign(value)
+        if replica.state:
+            shared = [v for v in self._keras_model.non_trainable_variables if v.dtype == "float32"]
+            for variable, value in zip(shared, replica.state.arrays(pulled[number:]), strict=True):
+                variable.assign(value)
+        return evaluation
+
+    def notes(self) -> list[str]:
+        """What the user should know of this training."""
+        return [*self._checkpoints.notes, *self._steps.notes()]
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """What is to be said of the steps beside their losses."""
+        return self._steps.metrics()
+
+    def _note_steps(self, loss: float, smallest: float, step: int) -> None:
+        """Reports, saves a checkpoint where it is time to, and sees whether the training is over."""
+        self._global_step = step
+        reporter = self._task.reporter
         if not math.isfinite(loss):
-            self._task.reporter.finish()
+            reporter.finish()
             raise TaskError(
                 FailureKind.DIVERGED,
                 f"the training loss became {loss} at global step {step} of {self._spec.train_epoch}",
             )
-        self._task.reporter.report(step, loss)
+        reporter.report(step, loss, smallest, self._steps.metrics)
         tolerance = self._spec.train_tolerance
         converged = self._chief and loss <= tolerance and tolerance > 0
         self._ended = converged or step >= self._spec.train_epoch
-        return loss
+        if self._chief and not self._ended:
+            self._checkpoints.save_if_due(step)
 
-    def evaluate(self) -> float:
-        """The loss on the held-out data, over all its samples, with the parameters as they are now."""
+    # --- evaluation ---------------------------------------------------------------------------
+
+    def _evaluate(self, pulled: list[Any]) -> Evaluation:
         # Other workers may still push: one set of parameters is taken and used for every batch.
-        now = self._session.run(self._parameters.pulled)
-        feed = dict(zip(self._parameters.pulled, now, strict=True))
-        total = 0.0
-        for first in range(0, self._test_rows, _EVALUATION_ROWS):
-            rows = min(_EVALUATION_ROWS, self._test_rows - first)
-            total += rows * self._session.run(self._test_loss, {**feed, self._first: first, self._rows: rows})
-        loss = float(total / self._test_rows)
+        graph, test = self._graph, self._graph.test
+        feed = dict(zip(graph.evaluated.parameters, pulled, strict=True))
+        simple = not tf.nest.is_nested(graph.evaluated.outputs) and not tf.nest.is_nested(test.y)
+        wanted = [graph.evaluated.loss, test.y, graph.evaluated.outputs]
+        metrics = self._compiled_metrics()
+        total, rows = 0.0, 0
+        kept: list[tuple[Any, Any]] = []
+        test.restart(self._session)
+        for more in test.feeds():
+            try:
+                loss, y, outputs = self._session.run(wanted, {**feed, **more})
+            except tf.errors.OutOfRangeError:
+                break
+            number = len(tf.nest.flatten(y)[0])
+            total += number * float(loss)
+            if simple and rows < KEPT_PREDICTIONS:
+                left = KEPT_PREDICTIONS - rows
+                kept.append((y[:left], outputs[:left]))
+            rows += number
+            if metrics:
+                self._keras_model.compute_metrics(None, y, outputs)
+        if not rows:
+            raise DataError(f"{self._spec.model}.load_data: the test dataset has no samples")
+        loss = total / rows
         if not math.isfinite(loss):
             raise TaskError(FailureKind.DIVERGED, f"the loss on the held-out data is {loss}")
-        return loss
+        found = self._keras_model.get_metrics_result() if metrics else {}
+        evaluation = Evaluation(loss, {name: float(v) for name, v in found.items() if name != "loss"})
+        if kept:
+            evaluation.y_true, evaluation.y_pred = (np.concatenate(part) for part in zip(*kept, strict=True))
+        return evaluation
 
-    def _build(
-        self,
-        hp: HyperParameters,
-        model: NNModel,
-        keras_model: keras.Model,
-        weights: list[Any],
-        state: list[Any],
-        data: Data,
-    ) -> None:
-        spec, task = self._spec, self._task.identity
-        v1.set_random_seed(int(np.random.SeedSequence([spec.seed, task.index]).generate_state(1)[0]) // 2)
-        devices = [f"/job:ps/task:{i}/cpu:0" for i in range(len(spec.ps))] or [""]
-        here = f"/job:worker/task:{task.index}" if spec.ps else ""
-        loss_function = keras.losses.get(model.loss)
-        with tf.device(here):
-            self._parameters = FlatParameters(weights, devices)
-            local = _LocalVariables()
-            layer_state = [local.add(value) for value in state]
-            x, y = (local.add(data.x_train), local.add(data.y_train))
-            batch = min(hp["batch_size"], len(data.x_train))
-            rows = tf.random.uniform([batch], 0, len(data.x_train), tf.int32)
-            outputs, new_state, penalties = keras_model.stateless_call(
-                self._parameters.weights,
-                layer_state,
-                tf.gather(x, rows),
-                training=True,
-                return_losses=True,
-            )
-            self._loss = tf.add_n([tf.reduce_mean(loss_function(tf.gather(y, rows), outputs)), *penalties])
-            keep_state = [v1.assign(old, new) for old, new in zip(layer_state, new_state, strict=True)]
-
-            x_test, y_test = (local.add(data.x_test), local.add(data.y_test))
-            self._test_rows = len(data.x_test)
-            self._first, self._rows = v1.placeholder(tf.int32, []), v1.placeholder(tf.int32, [])
-            test_rows = tf.range(self._first, self._first + self._rows)
-            test_outputs, _ = keras_model.stateless_call(
-                self._parameters.weights, layer_state, tf.gather(x_test, test_rows), training=False
-            )
-            self._test_loss = tf.reduce_mean(loss_function(tf.gather(y_test, test_rows), test_outputs))
-        with tf.device(devices[0]):
-            global_step = v1.Variable(0, dtype=tf.int64, name="global_step", use_resource=True)
-            self._initialised = v1.Variable(False, name="initialised", use_resource=True)
-        update = self._parameters.apply(
-            lambda: OPTIMIZERS[hp["train_optimizer"]](hp["learning_rate"]), self._loss, devices
-        )
-        with tf.control_dependencies([update, *keep_state]), tf.device(devices[0]):
-            self._global_step_after = tf.identity(global_step.assign_add(1))
-        shared = [v for v in v1.global_variables() if v is not self._initialised]
-        self._initializer = v1.variables_initializer(shared)
-        self._announce = self._initialised.initializer
-        self._chief_is_done = self._initialised.is_initialized()
-        self._local_initializer = local.initializer
-        self._local_feed = local.feed
+    def _compiled_metrics(self) -> bool:
+        if not self._metrics:
+            return False
+        self._keras_model.compile(loss=None, metrics=self._metrics)
+        self._keras_model.reset_metrics()
+        return True
 
     def _wait_for_chief(self) -> None:
         deadline = time.monotonic() + self._spec.start_limit
-        while not self._session.run(self._chief_is_done):
+        while not self._session.run(self._graph.chief_is_done):
             if time.monotonic() > deadline:
                 raise TaskError(
                     FailureKind.START_TIMEOUT,
@@ -178,24 +216,3 @@ class Training:
                 )
             if self._task.stop.wait(_CHIEF_POLL_SECONDS):
                 return
-
-
-class _LocalVariables:
-    """Variables of this worker alone, filled from arrays by feeding, so that graphs stay small."""
-
-    def __init__(self) -> None:
-        self.feed: dict[Any, Any] = {}
-        self._initializers: list[Any] = []
-
-    def add(self, value: Any) -> Any:
-        initial = v1.placeholder(value.dtype, value.shape)
-        variable = v1.Variable(
-            initial, trainable=False, collections=[v1.GraphKeys.LOCAL_VARIABLES], use_resource=True
-        )
-        self.feed[initial] = value
-        self._initializers.append(variable.initializer)
-        return variable
-
-    @property
-    def initializer(self) -> Any:
-        return tf.group(*self._initializers)

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import keras
 
-from nhop_models.base import HyperParameters
+from nhop_models.base import HyperParameters, NNModel
 from nhop_models.contract import Outcome, TaskStatus
-from nhop_models.runtime import cluster
+from nhop_models.runtime import cluster, functions, saving
 from nhop_models.runtime.data import check_data
-from nhop_models.runtime.loading import check_model, load_model_class
+from nhop_models.runtime.loading import check_model, load_model
 from nhop_models.runtime.trainer import Training
 
 if TYPE_CHECKING:
@@ -23,25 +23,42 @@ def run(task: Task) -> Outcome:
     The chief's outcome carries ``val_loss``; the others wait to be told once the steps are done,
     so that no one is left waiting for them.
     """
-    spec, reporter = task.spec, task.reporter
+    spec = task.spec
     server = cluster.start_server(spec, task.identity) if spec.ps else None
     keras.utils.set_random_seed(spec.seed % 2**32)
     hp = HyperParameters(spec.settings, spec.parameters)
+    with task.reporter.phase("data"):
+        found = load_model(spec.model)
+    if isinstance(found, type):
+        return _train(task, found(), hp, server.target if server else "")
+    return functions.run(task, found, hp, server)
+
+
+def _train(task: Task, model: NNModel, hp: HyperParameters, target: str) -> Outcome:
+    spec, reporter = task.spec, task.reporter
     with reporter.phase("data"):
-        model = load_model_class(spec.model)()
         data = check_data(model.load_data(hp), spec.model)
     with reporter.phase("model"):
         keras_model = model.build_model(hp)
         check_model(keras_model, spec.model)
-    training = Training(task, hp, model, keras_model, data, server.target if server else "")
+    training = Training(task, hp, model, keras_model, data, target)
+    del data  # the graph's variables have it
     with reporter.phase("steps"):
         model.train_model(training)
-    if task.stop.is_set():
-        return task.outcome(TaskStatus.STOPPED)
     if not task.identity.is_chief:
         task.stop.wait()
-        return task.outcome(TaskStatus.STOPPED)
+    if task.stop.is_set():
+        return task.outcome(TaskStatus.STOPPED, metrics=training.metrics)
     with reporter.phase("evaluation"):
-        val_loss = training.evaluate()
-    reporter.finish(val_loss)
-    return task.outcome(TaskStatus.COMPLETED, val_loss=val_loss)
+        evaluation = training.finish()
+    metrics = {**evaluation.metrics, **training.metrics}
+    reporter.finish(evaluation.loss, metrics)
+    with reporter.phase("saving"):
+        artifacts, notes = saving.save(task, model, keras_model, evaluation)
+    return task.outcome(
+        TaskStatus.COMPLETED,
+        val_loss=evaluation.loss,
+        metrics=metrics,
+        artifacts=artifacts,
+        notes=(*training.notes(), *notes),
+    )

@@ -60,6 +60,12 @@ def free_addresses(count: int) -> tuple[str, ...]:
     raise AssertionError("no free ports")
 
 
+def cluster(ps: int, workers: int) -> dict[str, tuple[str, ...]]:
+    """Addresses of a cluster, for ``make_spec``."""
+    addresses = free_addresses(ps + workers)
+    return {"ps": addresses[:ps], "workers": addresses[ps:]}
+
+
 class Attempt:
     """Tasks of one attempt directory."""
 
@@ -79,6 +85,10 @@ class Attempt:
         os.kill(self.pids[task], number)
         self.zygote.wait_for_exit(self.pids[task])
         return time.monotonic() - start
+
+    def kill(self, task: str, number: signal.Signals) -> None:
+        """Signals a task, without waiting."""
+        os.kill(self.pids[task], number)
 
     def stop(self) -> None:
         for task in sorted(self.pids, reverse=True):  # workers before parameter servers

@@ -7,14 +7,9 @@ import signal
 import pytest
 
 from nhop_models.contract import FailureKind, RecordKind, TaskStatus
-from tests.nhop_models.driver import PARAMETERS, SETTINGS, free_addresses
+from tests.nhop_models.driver import PARAMETERS, SETTINGS, cluster
 
 pytestmark = pytest.mark.e2e
-
-
-def cluster(ps, workers):
-    addresses = free_addresses(ps + workers)
-    return {"ps": addresses[:ps], "workers": addresses[ps:]}
 
 
 def test_one_process_trains_reports_and_evaluates(make_attempt):

@@ -1,0 +1,148 @@
+"""One worker's copy of the model in the graph: from parameters and a batch to loss and gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from nhop_models.runtime.inputs import LocalVariables, TrainingInput
+from nhop_models.runtime.optimizers import Update
+from nhop_models.runtime.parameters import FlatVariables
+
+v1 = tf.compat.v1
+
+
+@dataclass(frozen=True, slots=True)
+class Pushed:
+    """What a step computed: the loss of its batch, and for each shard a gradient.
+
+    ``changes`` are what the step adds to the shards of the layers' state; ``kept`` is the operation
+    that keeps what belongs to this worker alone.
+    """
+
+    loss: Any
+    gradients: Sequence[Any]
+    changes: Sequence[Any]
+    kept: Any
+
+
+class Replica:
+    """The model in the current graph.
+
+    Weights live in flat variables, and so does the layers' state of floating point (the moving
+    averages of batch normalisation): every worker adds what its batches change. State of whole
+    numbers (the seeds of dropout) belongs to each worker alone.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        loss: Any,
+        weights: Sequence[Any],
+        state: Sequence[Any],
+        devices: Sequence[str],
+        local: LocalVariables,
+        index: int,
+    ) -> None:
+        """``weights`` and ``state`` are the values of the model's variables as arrays.
+
+        They must be taken before the graph is entered, where reading them would be an operation.
+        """
+        self._model = model
+        self._loss = loss
+        self._index = index
+        self.weights = FlatVariables("parameters", weights, devices)
+        self._is_shared = [value.dtype == np.float32 for value in state]
+        shared = [value for value, is_shared in zip(state, self._is_shared, strict=True) if is_shared]
+        self.state = FlatVariables("layer_state", shared, devices) if shared else None
+        self._own = [
+            local.add(_own_seed(value, index))
+            for value, is_shared in zip(state, self._is_shared, strict=True)
+            if not is_shared
+        ]
+
+    @property
+    def shared(self) -> list[FlatVariables]:
+        """All flat variables of the replica."""
+        return [self.weights, *([self.state] if self.state else [])]
+
+    def step(self, inputs: TrainingInput, number: Any) -> Pushed:
+        """Pulls, and computes on the batch of step ``number`` (a tensor); may be called in loops."""
+        with tf.control_dependencies([number]):
+            pulled = self.weights.pull()
+            pulled_state = self.state.pull() if self.state else []
+            own = [variable.read_value() for variable in self._own]
+        x, y = inputs.batch(number)
+        state = self._merge(self.state.cut(pulled_state) if self.state else [], own)
+        outputs, new_state, penalties = self._model.stateless_call(
+            self.weights.cut(pulled), state, x, training=True, return_losses=True
+        )
+        loss = tf.add_n([mean_loss(self._loss, y, outputs), *penalties])
+        gradients = tf.gradients(loss, pulled, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        new_shared = [new for new, shared in zip(new_state, self._is_shared, strict=True) if shared]
+        new_own = [new for new, shared in zip(new_state, self._is_shared, strict=True) if not shared]
+        changes: list[Any] = []
+        if self.state:
+            changes = [new - old for new, old in zip(self.state.join(new_shared), pulled_state, strict=True)]
+        kept = [
+            variable.assign(new, read_value=False) for variable, new in zip(self._own, new_own, strict=True)
+        ]
+        return Pushed(loss, gradients, changes, tf.group(*kept))
+
+    def evaluate(self, x: Any, y: Any) -> Evaluated:
+        """Loss and outputs for a batch, with parameters that are fed."""
+        weights = [v1.placeholder(tf.float32, v.shape) for v in self.weights.variables]
+        state = [v1.placeholder(tf.float32, v.shape) for v in self.state.variables] if self.state else []
+        own = [variable.read_value() for variable in self._own]
+        merged = self._merge(self.state.cut(state) if self.state else [], own)
+        outputs, _ = self._model.stateless_call(self.weights.cut(weights), merged, x, training=False)
+        return Evaluated(mean_loss(self._loss, y, outputs), outputs, [*weights, *state])
+
+    def apply(self, updates: Sequence[Update], pushed: Pushed) -> Any:
+        """The operation that applies gradients and changes where the variables live."""
+        operations = []
+        devices = self.weights.devices
+        for update, gradient, device in zip(updates, pushed.gradients, devices, strict=True):
+            with tf.device(device):
+                operations.append(update.apply(gradient))
+        if self.state:
+            for variable, change, device in zip(
+                self.state.variables, pushed.changes, self.state.devices, strict=True
+            ):
+                with tf.device(device):
+                    operations.append(variable.assign_add(change, read_value=False))
+        return tf.group(*operations)
+
+    def _merge(self, shared: Sequence[Any], own: Sequence[Any]) -> list[Any]:
+        parts = (iter(own), iter(shared))
+        return [next(parts[is_shared]) for is_shared in self._is_shared]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """``loss`` and ``outputs`` of a batch, once ``parameters`` (placeholders) are fed with all shards."""
+
+    loss: Any
+    outputs: Any
+    parameters: Sequence[Any]
+
+
+def mean_loss(loss: Any, y: Any, outputs: Any) -> Any:
+    """The mean over the batch of a Keras loss, or the sum over a dict or list of them, one an output."""
+    if isinstance(loss, Mapping):
+        return tf.add_n([mean_loss(loss[name], y[name], outputs[name]) for name in loss])
+    if isinstance(loss, (list, tuple)):
+        return tf.add_n([mean_loss(one, *both) for one, *both in zip(loss, y, outputs, strict=True)])
+    return tf.reduce_mean(keras.losses.get(loss)(y, outputs))
+
+
+def _own_seed(value: Any, index: int) -> Any:
+    """State of whole numbers as worker ``index`` has it: workers draw different random numbers."""
+    if value.dtype == np.uint32 and value.shape == (2,):  # a keras.random.SeedGenerator's
+        return value + np.array([index, 0], value.dtype)
+    return value

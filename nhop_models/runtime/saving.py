@@ -1,0 +1,56 @@
+"""What the chief leaves of a trained model: the model itself, and predictions beside the truth."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import keras
+import numpy as np
+
+from nhop_models.base import NNModel
+from nhop_models.contract import ARTIFACTS_FOLDER, MODEL_FILE, PREDICTIONS_FILE
+
+if TYPE_CHECKING:
+    from nhop_models.runtime.task import Task
+    from nhop_models.runtime.trainer import Evaluation
+
+
+def save(
+    task: Task, model: NNModel, keras_model: keras.Model, evaluation: Evaluation
+) -> tuple[dict[str, int], list[str]]:
+    """Saves the model, where the attempt's spec asks for it; the files' sizes, and notes for the user.
+
+    A model that Keras cannot save is noted: the trial is as good without its file.
+    """
+    spec = task.spec
+    below = spec.keep_model_below
+    if not spec.keep_model or (below is not None and evaluation.loss >= below):
+        return {}, []
+    folder = task.directory / ARTIFACTS_FOLDER
+    sizes, notes = {}, []
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        _compile(model, keras_model)
+        keras_model.save(folder / MODEL_FILE)
+        sizes[MODEL_FILE] = (folder / MODEL_FILE).stat().st_size
+        if evaluation.y_pred is not None:
+            np.savez(folder / PREDICTIONS_FILE, y_true=evaluation.y_true, y_pred=evaluation.y_pred)
+            sizes[PREDICTIONS_FILE] = (folder / PREDICTIONS_FILE).stat().st_size
+    except Exception as error:  # noqa: BLE001  (whatever a layer's get_config raises)
+        for name in {MODEL_FILE, PREDICTIONS_FILE} - sizes.keys():
+            (folder / name).unlink(missing_ok=True)
+        notes.append(f"the model could not be saved ({type(error).__name__}: {_first_line(error)})")
+    return sizes, notes
+
+
+def _compile(model: NNModel, keras_model: keras.Model) -> None:
+    """So that ``evaluate`` works on the loaded model; functions of the user's would keep it from loading."""
+    metrics = [metric for metric in model.metrics if isinstance(metric, str)]
+    if isinstance(model.loss, str):
+        keras_model.compile(loss=model.loss, metrics=metrics)
+    elif keras_model.compiled:
+        keras_model.compiled = False
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or ["no message"])[0][:300]

@@ -1,0 +1,158 @@
+"""The graph's part of synchronous training.
+
+A step: every worker pulls, computes, and pushes to an accumulator beside each shard, which refuses
+gradients of earlier steps; then it leaves a notice for the chief. The chief waits for the notices that
+it needs, applies the mean of what was pushed, begins the next step, and gives a token with its number
+to each worker that takes part. Notices and tokens are queues on ``ps/0``, and so are the numbers that say
+how many notices are needed and who takes part: whoever waits is woken by changing these, never by
+cutting it off, so nothing is left half done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from nhop_models.runtime.inputs import TrainingInput
+from nhop_models.runtime.optimizers import Update
+from nhop_models.runtime.replica import Pushed, Replica
+
+v1 = tf.compat.v1
+ops = tf.raw_ops
+
+
+class SynchronousGraph:
+    """One worker's side, in the current graph; ``index`` 0 is the chief."""
+
+    def __init__(
+        self,
+        replica: Replica,
+        updates: Sequence[Update],
+        inputs: TrainingInput,
+        global_step: Any,
+        index: int,
+        workers: int,
+    ) -> None:
+        self._replica, self._updates, self._inputs = replica, updates, inputs
+        self._step, self._index, self._workers = global_step, index, workers
+        self._first = replica.weights.devices[0]
+        self._sums = [
+            [_accumulator(*both) for both in zip(flat.variables, flat.devices, strict=True)]
+            for flat in replica.shared
+        ]
+        with tf.device(self._first):
+            self._pushed = _shared(tf.fill([workers], tf.constant(-1, tf.int64)), "pushed")
+            self._needed = _shared(tf.constant(workers - 1), "needed")
+            self._present = _shared(tf.ones([workers], tf.int32), "present")
+            self._notices = _queue(tf.int32, "notices")
+            self._tokens = {worker: _queue(tf.int64, f"tokens_{worker}") for worker in range(1, workers)}
+
+    def lead(self, number: Any) -> tuple[Any, Any]:
+        """The chief's part of step ``number``: the loss of its batch, and the number of the next step.
+
+        May be called in loops, as ``follow``.
+        """
+        pushed = self._replica.step(self._inputs, number)
+        with tf.control_dependencies([*self._push(pushed, number), pushed.kept]), tf.device(self._first):
+            noted = _set(self._pushed, self._index, number)
+            with tf.control_dependencies([noted]):
+                arrived = self._notices.dequeue_many(self._needed.read_value())
+        with tf.control_dependencies([arrived]):
+            mean = self._take()
+        with tf.control_dependencies([self._replica.apply(self._updates, mean)]), tf.device(self._first):
+            # What came beyond the need must not count for the next step.
+            emptied = self._notices.dequeue_many(self._notices.size())
+            with tf.control_dependencies([emptied]):
+                after = self._step.assign_add(1, read_value=True)
+            present = self._present.read_value()
+            given = [self._give(queue, present[worker], after) for worker, queue in self._tokens.items()]
+            with tf.control_dependencies(given):
+                after = tf.identity(after)
+        return tf.identity(pushed.loss), tf.identity(after)
+
+    def follow(self, number: Any) -> tuple[Any, Any]:
+        """Another worker's part of step ``number``: the loss of its batch, and the next step it is to do."""
+        pushed = self._replica.step(self._inputs, number)
+        with tf.control_dependencies([*self._push(pushed, number), pushed.kept]), tf.device(self._first):
+            noted = _set(self._pushed, self._index, number)
+            with tf.control_dependencies([noted]):
+                # A notice of a step that is over would count for the next one.
+                in_time = tf.cast(tf.equal(self._step.read_value(), number), tf.int32)
+                noticed = self._notices.enqueue_many([tf.fill([in_time], self._index)])
+            with tf.control_dependencies([noticed]):
+                token = self._tokens[self._index].dequeue()
+        return tf.identity(pushed.loss), tf.identity(token)
+
+    def watch(self) -> Any:
+        """The step that is under way, and the last one that each worker has pushed."""
+        with tf.device(self._first):
+            return self._step.read_value(), self._pushed.read_value()
+
+    def adjust(self, needed: Any, present: Any, woken: Any) -> Any:
+        """Sets how many notices are needed and who takes part; ``woken`` notices more let a wait end."""
+        with tf.device(self._first):
+            changed = tf.group(
+                self._needed.assign(needed, read_value=False), self._present.assign(present, read_value=False)
+            )
+            with tf.control_dependencies([changed]):
+                return self._notices.enqueue_many([tf.fill([woken], 0)])
+
+    def set_step(self, step: Any) -> Any:
+        """Makes the accumulators refuse gradients of steps before ``step``, after a restore."""
+        set_steps = []
+        for flat, sums in zip(self._replica.shared, self._sums, strict=True):
+            for handle, device in zip(sums, flat.devices, strict=True):
+                with tf.device(device):
+                    set_steps.append(
+                        ops.ResourceAccumulatorSetGlobalStep(handle=handle, new_global_step=step)
+                    )
+        return tf.group(*set_steps)
+
+    def _push(self, pushed: Pushed, number: Any) -> list[Any]:
+        added = []
+        parts = (pushed.gradients, pushed.changes)
+        for flat, sums, values in zip(self._replica.shared, self._sums, parts, strict=False):
+            for handle, value, device in zip(sums, values, flat.devices, strict=True):
+                with tf.device(device):
+                    added.append(
+                        ops.ResourceAccumulatorApplyGradient(handle=handle, local_step=number, gradient=value)
+                    )
+        return added
+
+    def _take(self) -> Pushed:
+        taken: list[list[Any]] = [[], []]
+        for part, flat, sums in zip(taken, self._replica.shared, self._sums, strict=False):
+            for handle, device in zip(sums, flat.devices, strict=True):
+                with tf.device(device):
+                    part.append(
+                        ops.ResourceAccumulatorTakeGradient(handle=handle, num_required=1, dtype=tf.float32)
+                    )
+        return Pushed(None, taken[0], taken[1], None)
+
+    @staticmethod
+    def _give(queue: Any, present: Any, number: Any) -> Any:
+        """A token for a worker that takes part and has none."""
+        wanted = present * tf.cast(tf.equal(queue.size(), 0), tf.int32)
+        return queue.enqueue_many([tf.fill([wanted], number)])
+
+
+def _shared(initial: Any, name: str) -> Any:
+    return v1.Variable(initial, trainable=False, name=name, use_resource=True)
+
+
+def _set(vector: Any, index: int, value: Any) -> Any:
+    return ops.ResourceScatterUpdate(resource=vector.handle, indices=[index], updates=tf.reshape(value, [1]))
+
+
+def _queue(dtype: Any, name: str) -> Any:
+    return tf.queue.FIFOQueue(-1, [dtype], [[]], shared_name=name, name=name)
+
+
+def _accumulator(variable: Any, device: str) -> Any:
+    with tf.device(device):
+        name = f"sum_of_{variable.op.name}"
+        return ops.ResourceConditionalAccumulator(
+            dtype=tf.float32, shape=variable.shape, shared_name=name, name=name
+        )
