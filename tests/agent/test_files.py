@@ -69,11 +69,14 @@ def test_no_room_for_a_file_is_known_before_it_is_sent(
 def test_a_disk_that_fills_up_meanwhile_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with Path("/dev/full").open("wb", buffering=0) as full, pytest.raises(NotEnoughError):
-        with GivenFile(tmp_path, "restore.npz", 5) as file:
-            file.write(b"12")
-            monkeypatch.setattr(file, "_file", full)
-            file.write(b"345")
+    with (
+        Path("/dev/full").open("wb", buffering=0) as full,
+        pytest.raises(NotEnoughError),
+        GivenFile(tmp_path, "restore.npz", 5) as file,
+    ):
+        file.write(b"12")
+        monkeypatch.setattr(file, "_file", full)
+        file.write(b"345")
     assert list(tmp_path.iterdir()) == []
 
 
