@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+import os
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import grpc
 
@@ -36,6 +38,9 @@ CHANNEL_OPTIONS = (
 CALLS_AT_ONCE = 100
 RETRY_PAUSE = 0.1
 LOG_BYTES = 256 << 10
+PIECE_BYTES = 1 << 20
+STALL_LIMIT = 30.0
+"""Seconds without a byte after which the transfer of a file is given up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +60,15 @@ class Patience:
 
 class HostUnreachableError(Exception):
     """The agent does not answer; the message says why, in the user's words."""
+
+
+class TransferError(Exception):
+    """A file could not be fetched or given; ``passing``: it may work a little later."""
+
+    def __init__(self, failure: Failure, *, passing: bool = False) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+        self.passing = passing
 
 
 class AgentLink:
@@ -211,6 +225,56 @@ class AgentLink:
                 data += part.data
             return bytes(data)
         return bytes(data) or None
+
+    # --- files --------------------------------------------------------------------------------
+
+    async def read_artifact(self, attempt: AttemptId, name: str) -> AsyncGenerator[bytes, None]:
+        """A file that a task left, piece by piece; raises TransferError."""
+        request = agent_pb2.ReadArtifactRequest(attempt=convert.attempt_to_agent(attempt), name=name)
+        call = cast("Any", self.stub).ReadArtifact(request)  # the stubs do not know the read style
+        with self._transfer(name):
+            try:
+                while True:
+                    async with asyncio.timeout(STALL_LIMIT):
+                        piece = await call.read()
+                    if piece is cast("Any", grpc.aio).EOF:
+                        return
+                    yield piece.data
+            finally:
+                call.cancel()
+
+    async def write_artifact(self, attempt: AttemptId, name: str, path: Path) -> None:
+        """Gives a file to an attempt that is prepared; raises TransferError and OSError."""
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            call = cast("Any", self.stub).WriteArtifact()
+            with self._transfer(name):
+                try:
+                    # Once the agent has refused, writing raises, and the answer says why.
+                    with contextlib.suppress(asyncio.InvalidStateError):
+                        await self._write(call, convert.artifact_header_to_pb(attempt, name, size))
+                        while data := await asyncio.to_thread(file.read, PIECE_BYTES):
+                            await self._write(call, agent_pb2.WriteArtifactRequest(data=data))
+                        await call.done_writing()
+                    async with asyncio.timeout(STALL_LIMIT):
+                        await call
+                finally:
+                    call.cancel()
+
+    async def _write(self, call: Any, message: agent_pb2.WriteArtifactRequest) -> None:
+        async with asyncio.timeout(STALL_LIMIT):
+            await call.write(message)
+
+    @contextlib.contextmanager
+    def _transfer(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except grpc.aio.AioRpcError as error:
+            passing = error.code() is grpc.StatusCode.UNAVAILABLE
+            raise TransferError(self._failure(error), passing=passing) from error
+        except TimeoutError as error:
+            message = f"{self.name}: {name} stands still, no byte of it for {STALL_LIMIT:g} s"
+            raise TransferError(Failure(FailureKind.HOST_LOST, message)) from error
 
     # --- errors -------------------------------------------------------------------------------
 

@@ -6,8 +6,8 @@ import math
 
 import pytest
 
+from coordinator import availability
 from coordinator import events as ev
-from coordinator import machine as machine_module
 from coordinator.domain import (
     AttemptId,
     Cluster,
@@ -465,7 +465,7 @@ def refuse_for_long(driver, until):
 def test_a_study_without_any_room_says_so_once():
     driver = Driver()
     (timer,) = timers(ev.CrowdedOutTimer, refuse_for_long(driver, 60.0))
-    assert timer.at == machine_module.CROWDED_OUT_LIMIT
+    assert timer.at == availability.CROWDED_OUT_LIMIT
     (tell,) = of(Tell, driver.feed(ev.TimerFired(timer.timer)))
     assert tell.notice.warning
     assert "others use a" in tell.notice.message
@@ -542,7 +542,7 @@ def never_ends(driver):
 def test_slots_that_never_come_back_fail_the_study_in_the_end():
     driver = Driver()
     (timer,) = timers(ev.HostsGoneTimer, never_ends(driver))
-    assert timer.at == driver.now + machine_module.HOSTS_GONE_LIMIT
+    assert timer.at == driver.now + availability.HOSTS_GONE_LIMIT
     driver.feed(ev.TimerFired(timer.timer))
     assert driver.study.state is StudyState.FAILED
     assert "do not end" in driver.study.reason
@@ -641,7 +641,7 @@ def test_the_user_is_told_that_too_few_hosts_are_left():
 def test_a_study_without_hosts_fails_in_the_end():
     driver = Driver()
     (timer,) = of(SetTimer, driver.feed(ev.HostLost("a", "cut")))
-    assert timer.at == machine_module.HOSTS_GONE_LIMIT
+    assert timer.at == availability.HOSTS_GONE_LIMIT
     driver.feed(ev.TimerFired(timer.timer))
     assert driver.study.state is StudyState.FAILED
 

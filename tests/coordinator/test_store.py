@@ -119,7 +119,7 @@ async def test_a_commit_survives_without_closing(store, tmp_path):
 
 async def test_the_file_says_its_version(store, tmp_path):
     with sqlite3.connect(tmp_path / "study.db") as connection:
-        assert connection.execute("PRAGMA user_version").fetchone() == (1,)
+        assert connection.execute("PRAGMA user_version").fetchone() == (2,)
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     connection.close()
 
