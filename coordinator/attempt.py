@@ -231,11 +231,11 @@ class Attempt:
                 yield from self._stop(StopReason.RELEASED, now, self._phases)
             case ev.StartSucceeded():
                 self._started.add(event.host)
-                if self.restore is not None and event.host == self.hosts[0]:
-                    came_from = f"step {self.restore.step} of attempt {self.restore.attempt}"
-                    self._note(f"attempt {self.id.attempt} goes on from {came_from}")
+                self._note_restore(event.host)
                 if self.state is AttemptState.STARTING and self._started >= self._phases.keys():
                     self.state = AttemptState.RUNNING
+            case ev.TaskStarted():
+                self._note_restore(event.host)  # its host's answer may come after the end
             case ev.StartFailed():
                 self._blame(event.failure)
                 yield from self._stop(StopReason.FAILED, now, self._phases)
@@ -292,6 +292,11 @@ class Attempt:
             self._blame(failure)
         if not asked:
             yield from self._stop(StopReason.FAILED, now, self._phases)
+
+    def _note_restore(self, host: str) -> None:
+        if self.restore is not None and host == self.hosts[0]:
+            came_from = f"step {self.restore.step} of attempt {self.restore.attempt}"
+            self._note(f"attempt {self.id.attempt} goes on from {came_from}")
 
     def _note(self, note: str) -> None:
         if note not in self.notes:

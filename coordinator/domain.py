@@ -80,9 +80,9 @@ class AttemptId:
         return f"{self.study_id}-t{self.trial}-a{self.attempt}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class Checkpoint:
-    """The newest checkpoint of a trial that the coordinator has: whose, and of which global step."""
+    """A checkpoint of a trial: of which attempt, at which global step; the newest is the largest."""
 
     attempt: int
     step: int
@@ -246,7 +246,7 @@ class Study:
     """A study as others see it; ``stages`` holds those begun so far.
 
     ``model_trial`` is the trial whose model is in the output directory, None: there is none;
-    ``model_problem`` says why that of the best trial, which has one, is not there.
+    ``model_problem`` says why files of the best trial, which left them, are not there.
     """
 
     study_id: str

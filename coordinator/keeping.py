@@ -86,7 +86,10 @@ class Keeping:
         self.model_trial = event.trial if event.saved else None
         self.problem = event.problem
         if event.problem:
-            message = f"the model of trial {event.trial}, the best so far, is lost: {event.problem}"
+            what = "predictions" if event.saved else "model"
+            message = (
+                f"the {what} of trial {event.trial}, the best so far, could not be kept: {event.problem}"
+            )
             yield Tell(Notice(message, warning=True))
 
     def study_ended(self) -> None:
@@ -108,7 +111,7 @@ class Keeping:
         if fetched == trial.checkpoint_wanted:
             trial.checkpoint_wanted = None
         if not event.problem:
-            trial.checkpoint = fetched
+            trial.checkpoint = fetched if trial.checkpoint is None else max(trial.checkpoint, fetched)
         elif not trial.checkpoint_lost:
             trial.checkpoint_lost = True  # once is enough
             message = f"a checkpoint of trial {trial.number} could not be fetched: {event.problem}"

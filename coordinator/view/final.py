@@ -60,8 +60,11 @@ def show_result(study: Study, directory: Path, console: Console) -> None:
         if best.metrics:
             words = ", ".join(f"{name} {value:.4g}" for name, value in sorted(best.metrics.items()))
             console.print(Text(f"its metrics: {words}"), soft_wrap=True)
-        if study.model_problem:
-            console.print(Text(f"its model is lost: {study.model_problem}", style="yellow"), soft_wrap=True)
-        elif study.model_trial == best.number:
+        kept = study.model_trial == best.number
+        if kept:
             console.print(Text(f"its model is {directory / MODEL_FILE}"), soft_wrap=True)
+        if study.model_problem:
+            what = "predictions" if kept else "model"
+            line = f"its {what} could not be kept: {study.model_problem}"
+            console.print(Text(line, style="yellow"), soft_wrap=True)
     console.print(Text(f"results in {directory}"), soft_wrap=True)
