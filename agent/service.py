@@ -27,6 +27,7 @@ from agent.streams import Closed, Subscription
 from nhop.v1 import agent_pb2, agent_pb2_grpc
 
 ERROR_DOMAIN = "nhop"
+ACCEPTS = "nhop-accepts"
 BATCH_BYTES = 1 << 20
 SUBSCRIBE_SECONDS = 30.0
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -165,6 +166,7 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
             attempt_id, name, size = convert_artifacts.artifact_header(await anext(request_iterator, None))
             attempt = self._agent.prepared(attempt_id)
             with GivenFile(attempt.directory.path, name, size) as file:
+                await context.send_initial_metadata(((ACCEPTS, "yes"),))
                 async for request in request_iterator:
                     data = convert_artifacts.artifact_piece(request, file.missing)
                     await asyncio.to_thread(file.write, data)

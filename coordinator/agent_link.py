@@ -39,6 +39,7 @@ CALLS_AT_ONCE = 100
 RETRY_PAUSE = 0.1
 LOG_BYTES = 256 << 10
 PIECE_BYTES = 1 << 20
+ACCEPTS = "nhop-accepts"
 STALL_LIMIT = 30.0
 """Seconds without a byte after which the transfer of a file is given up."""
 
@@ -250,9 +251,11 @@ class AgentLink:
             call = cast("Any", self.stub).WriteArtifact()
             with self._transfer(name):
                 try:
-                    # Once the agent has refused, writing raises, and the answer says why.
-                    with contextlib.suppress(asyncio.InvalidStateError):
-                        await self._write(call, convert.artifact_header_to_pb(attempt, name, size))
+                    await self._write(call, convert.artifact_header_to_pb(attempt, name, size))
+                    async with asyncio.timeout(STALL_LIMIT):
+                        metadata = await call.initial_metadata()
+                    # A write that meets a refusal would hide its reason (grpc.aio calls it INTERNAL).
+                    if any(key == ACCEPTS for key, _ in metadata or ()):
                         while data := await asyncio.to_thread(file.read, PIECE_BYTES):
                             await self._write(call, agent_pb2.WriteArtifactRequest(data=data))
                         await call.done_writing()
@@ -261,9 +264,15 @@ class AgentLink:
                 finally:
                     call.cancel()
 
-    async def _write(self, call: Any, message: agent_pb2.WriteArtifactRequest) -> None:
-        async with asyncio.timeout(STALL_LIMIT):
-            await call.write(message)
+    async def _write(self, call: Any, piece: agent_pb2.WriteArtifactRequest) -> None:
+        try:
+            async with asyncio.timeout(STALL_LIMIT):
+                await call.write(piece)
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
+            if isinstance(error, grpc.aio.AioRpcError) and error.code() is not grpc.StatusCode.INTERNAL:
+                raise
+            message = f"{self.name}: the agent takes no more of the file; is its disk full, or did it end?"
+            raise TransferError(Failure(FailureKind.RESOURCES, message)) from error
 
     @contextlib.contextmanager
     def _transfer(self, name: str) -> Iterator[None]:

@@ -261,7 +261,6 @@ class Artifacts:
     async def _remove(self, trial: int) -> None:
         """Ends what is under way for a trial, and removes its files."""
         works = (self._models.pop(trial, None), self._checkpoints.pop(trial, None))
-        self._best = None
         tasks = [work.task for work in works if work is not None and work.task is not None]
         for task in tasks:
             task.cancel()

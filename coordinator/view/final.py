@@ -65,6 +65,6 @@ def show_result(study: Study, directory: Path, console: Console) -> None:
             console.print(Text(f"its model is {directory / MODEL_FILE}"), soft_wrap=True)
         if study.model_problem:
             what = "predictions" if kept else "model"
-            line = f"its {what} could not be kept: {study.model_problem}"
-            console.print(Text(line, style="yellow"), soft_wrap=True)
+            problem = f"its {what} could not be kept: {study.model_problem}"
+            console.print(Text(problem, style="yellow"), soft_wrap=True)
     console.print(Text(f"results in {directory}"), soft_wrap=True)

@@ -141,6 +141,16 @@ async def test_a_file_without_a_header_is_refused(agent: Harness) -> None:
     assert (error.code(), fields(error)) == (grpc.StatusCode.INVALID_ARGUMENT, ["header"])
 
 
+async def test_an_agent_says_that_it_takes_a_file_before_its_content(agent: Harness) -> None:
+    await agent.prepare(attempt_id(), "worker/0")
+    call: Any = agent.stub.WriteArtifact(timeout=DEADLINE)
+    artifact = types_pb2.Artifact(name="restore.npz", size=1)
+    header = agent_pb2.ArtifactHeader(attempt=attempt_id(), artifact=artifact)
+    await call.write(agent_pb2.WriteArtifactRequest(header=header))
+    assert ("nhop-accepts", "yes") in tuple(await call.initial_metadata())
+    call.cancel()
+
+
 async def test_nothing_is_given_to_what_is_not_prepared(agent: Harness) -> None:
     assert (await refusal(agent.give(attempt_id(), b"x"))).code() is grpc.StatusCode.NOT_FOUND
 

@@ -321,6 +321,7 @@ class ScriptedAgent(agent_pb2_grpc.AgentServiceServicer):
         if self.full:
             info = error_details_pb2.ErrorInfo(reason="DISK", domain="nhop")
             await _refuse(context, code_pb2.RESOURCE_EXHAUSTED, "the disk is full", info)
+        await context.send_initial_metadata((("nhop-accepts", "yes"),))
         data = bytearray()
         async for request in request_iterator:
             data += request.data
