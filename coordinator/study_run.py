@@ -23,7 +23,7 @@ from coordinator.artifacts import Artifacts
 from coordinator.directory import StudyDirectory
 from coordinator.domain import AttemptId, Report, Study, StudySpec, StudyState, Trial, Update
 from coordinator.errors import NhopError
-from coordinator.event_stream import Batch, EventStream, Source
+from coordinator.event_stream import AGENT, Batch, EventStream, Source
 from coordinator.instructions import (
     Command,
     FileWork,
@@ -211,26 +211,30 @@ class StudyRun:
 
     def _acknowledge(self, batch: Batch) -> None:
         batch.stream.release()
+        host = batch.stream.link.name
+        # An agent forgets an attempt once all of its own events are acknowledged.
         held = {
-            attempt: tasks
-            for attempt in batch.ended
-            if (tasks := self._held.get((attempt, batch.stream.link.name)))
+            source: tasks
+            for source in batch.positions
+            if source[1] == AGENT and (tasks := self._held.get((source[0], host)))
         }
-        now = {source: number for source, number in batch.positions.items() if source[0] not in held}
-        batch.stream.acknowledge(now, batch.ended - held.keys())
-        for attempt, tasks in held.items():
-            rest = {source: number for source, number in batch.positions.items() if source[0] == attempt}
-            self._spawn(self._acknowledge_later(batch.stream, attempt, rest, set(tasks)), self._commands)
+        now = {source: number for source, number in batch.positions.items() if source not in held}
+        ended = batch.ended.difference(attempt for attempt, _ in held)
+        batch.stream.acknowledge(now, ended)
+        for source, tasks in held.items():
+            rest = {source: batch.positions[source]}
+            ended = batch.ended.intersection({source[0]})
+            self._spawn(self._acknowledge_later(batch.stream, rest, ended, set(tasks)), self._commands)
 
     async def _acknowledge_later(
         self,
         stream: EventStream,
-        attempt: AttemptId,
         positions: Mapping[Source, int],
+        ended: frozenset[AttemptId],
         tasks: set[asyncio.Task[None]],
     ) -> None:
         await asyncio.wait(tasks)
-        stream.acknowledge(positions, frozenset({attempt}))
+        stream.acknowledge(positions, ended)
 
     def _hold(self, attempt: AttemptId, host: str, task: asyncio.Task[None]) -> None:
         """Keeps the end of an attempt unacknowledged until ``task``, which needs its files, is through."""

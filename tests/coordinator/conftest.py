@@ -7,7 +7,7 @@ import contextlib
 
 import pytest
 
-from coordinator.agent_link import Patience
+from coordinator.agent_link import AgentLink, Patience
 from coordinator.directory import StudyDirectory
 from coordinator.hosts import AgentAddress
 from coordinator.runtime import run_study
@@ -63,3 +63,10 @@ async def serve(tmp_path):
 
         yield start
     assert [task for task in asyncio.all_tasks() if task is not asyncio.current_task()] == []
+
+
+async def round_trip(agent):
+    """Whatever was sent to the agent before has arrived there after this."""
+    link = AgentLink(AgentAddress(agent.address))
+    await link.inventory()
+    await link.close()

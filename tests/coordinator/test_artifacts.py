@@ -20,6 +20,7 @@ from coordinator.domain import (
 )
 from nhop.v1 import types_pb2
 from nhop_models.contract import FailureKind
+from tests.coordinator.conftest import round_trip
 from tests.coordinator.studies import make_spec
 from tests.fakes import scripted_agent as fake
 
@@ -123,6 +124,22 @@ async def test_an_agent_keeps_the_files_until_they_are_fetched(coordinator, serv
     assert len(agent.known_attempts()) == 1
     gate.open.set()
     assert (await study).study.model_trial == 1
+    assert agent.known_attempts() == []
+
+
+async def test_a_stream_that_breaks_meanwhile_does_not_cost_the_files(coordinator, serve):
+    agent = await serve(script=models([1.0]))
+    gate = Gate(agent)
+    study = asyncio.ensure_future(coordinator.run(keep(1), agent))
+    await gate.reached.wait()
+    await coordinator.wait_for(lambda: coordinator.seen(Trial)[-1].state is TrialState.COMPLETED)
+    subscriptions = agent.subscriptions
+    agent.cut_streams()
+    await until(lambda: agent.subscriptions > subscriptions)
+    await round_trip(agent)
+    assert len(agent.known_attempts()) == 1
+    gate.open.set()
+    assert (await study).study.model_problem == ""
     assert agent.known_attempts() == []
 
 

@@ -29,7 +29,7 @@ from coordinator.machine import StudyMachine
 from coordinator.store import Store
 from nhop.v1 import types_pb2
 from nhop_models.contract import FailureKind, TaskId
-from tests.coordinator.conftest import Coordinator
+from tests.coordinator.conftest import Coordinator, round_trip
 from tests.coordinator.store_reader import read_reports, read_study, read_trials
 from tests.coordinator.studies import make_spec
 from tests.fakes import scripted_agent as fake
@@ -73,13 +73,6 @@ class Gate:
             await commit(store, items, reports)
 
         monkeypatch.setattr(Store, "commit", held)
-
-
-async def round_trip(agent):
-    """Whatever was sent to the agent before has arrived there after this."""
-    link = AgentLink(AgentAddress(agent.address))
-    await link.inventory()
-    await link.close()
 
 
 def forever(request, task):

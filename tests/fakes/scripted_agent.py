@@ -160,6 +160,7 @@ class ScriptedAgent(agent_pb2_grpc.AgentServiceServicer):
         self.calls: list[tuple[str, Any]] = []
         self.reading: Callable[[str], Awaitable[Any]] = _at_once
         self.full = False
+        self.subscriptions = 0
         self.incarnation = f"{hostname}-{time.time_ns()}"
         self._ports = itertools.count(first_port)
         self._attempts: dict[Key, _Attempt] = {}
@@ -355,6 +356,7 @@ class ScriptedAgent(agent_pb2_grpc.AgentServiceServicer):
         self._acknowledge(first.subscribe.positions)
         sent = {(key(p.attempt), p.source): p.sequence for p in first.subscribe.positions}
         subscription = _Subscription(sent)
+        self.subscriptions += 1
         self._subscriptions[study] = subscription
         reader = asyncio.create_task(self._read_acknowledgements(request_iterator))
         try:
