@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -36,6 +36,7 @@ CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", 16 << 20),
 )
 CALLS_AT_ONCE = 100
+TRANSFERS_AT_ONCE = 16
 RETRY_PAUSE = 0.1
 LOG_BYTES = 256 << 10
 PIECE_BYTES = 1 << 20
@@ -82,6 +83,7 @@ class AgentLink:
         self._channel = grpc.aio.insecure_channel(address.target, options=CHANNEL_OPTIONS)
         self.stub = agent_pb2_grpc.AgentServiceStub(self._channel)
         self._calls = asyncio.Semaphore(CALLS_AT_ONCE)
+        self._transfers = asyncio.Semaphore(TRANSFERS_AT_ONCE)
         self._incarnation = ""
 
     async def close(self) -> None:
@@ -232,8 +234,8 @@ class AgentLink:
     async def read_artifact(self, attempt: AttemptId, name: str) -> AsyncGenerator[bytes, None]:
         """A file that a task left, piece by piece; raises TransferError."""
         request = agent_pb2.ReadArtifactRequest(attempt=convert.attempt_to_agent(attempt), name=name)
-        call = cast("Any", self.stub).ReadArtifact(request)  # the stubs do not know the read style
-        with self._transfer(name):
+        async with self._transfer(name):
+            call = cast("Any", self.stub).ReadArtifact(request)  # the stubs do not know the read style
             try:
                 while True:
                     async with asyncio.timeout(STALL_LIMIT):
@@ -248,8 +250,8 @@ class AgentLink:
         """Gives a file to an attempt that is prepared; raises TransferError and OSError."""
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            call = cast("Any", self.stub).WriteArtifact()
-            with self._transfer(name):
+            async with self._transfer(name):
+                call = cast("Any", self.stub).WriteArtifact()
                 try:
                     await self._write(call, convert.artifact_header_to_pb(attempt, name, size))
                     async with asyncio.timeout(STALL_LIMIT):
@@ -274,12 +276,13 @@ class AgentLink:
             message = f"{self.name}: the agent takes no more of the file; is its disk full, or did it end?"
             raise TransferError(Failure(FailureKind.RESOURCES, message)) from error
 
-    @contextlib.contextmanager
-    def _transfer(self, name: str) -> Iterator[None]:
+    @contextlib.asynccontextmanager
+    async def _transfer(self, name: str) -> AsyncIterator[None]:
         try:
-            yield
+            async with self._transfers:
+                yield
         except grpc.aio.AioRpcError as error:
-            passing = error.code() is grpc.StatusCode.UNAVAILABLE
+            passing = error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
             raise TransferError(self._failure(error), passing=passing) from error
         except TimeoutError as error:
             message = f"{self.name}: {name} stands still, no byte of it for {STALL_LIMIT:g} s"

@@ -165,8 +165,8 @@ class Artifacts:
         while not task.done():
             await asyncio.wait([task], timeout=TELL_EVERY)
             if not task.done() and self._waiting():
-                here, total = model.received // MEGABYTE, model.total // MEGABYTE
-                self._tell(Notice(f"waiting for the model of trial {trial}: {here} of {total} MB are here"))
+                here = f"{model.received / MEGABYTE:.1f} of {model.total / MEGABYTE:.1f} MB are here"
+                self._tell(Notice(f"waiting for the model of trial {trial}: {here}"))
 
     def _put_in_place(self, trial: int, model: _Model | None) -> tuple[bool, str]:
         """Replaces the former best files; whether there is a model now, and what went wrong."""
@@ -226,10 +226,10 @@ class Artifacts:
         while True:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                received = await self._receive(attempt, host, name, path, count)
+                received = await self._receive(attempt, host, name, path, count, size)
                 if size in (None, received):
                     return ""
-                return f"{host}: {name} has {received} bytes, not {size}"
+                return f"{host}: {name} is not of the {size} bytes that were announced"
             except TransferError as error:
                 trouble = trouble or loop.time()
                 if not again or not error.passing or loop.time() - trouble > TROUBLE_LIMIT:
@@ -239,9 +239,18 @@ class Artifacts:
             await asyncio.sleep(PAUSE)
 
     async def _receive(
-        self, attempt: AttemptId, host: str, name: str, path: Path, count: Callable[[int], None]
+        self,
+        attempt: AttemptId,
+        host: str,
+        name: str,
+        path: Path,
+        count: Callable[[int], None],
+        size: int | None,
     ) -> int:
-        """Reads a file once, from its beginning; its bytes. Raises TransferError and OSError."""
+        """Reads a file once, from its beginning, not far beyond ``size``; how many bytes came.
+
+        Raises TransferError and OSError.
+        """
         part = path.with_name(f"{name}.part")
         received = 0
         try:
@@ -252,6 +261,8 @@ class Artifacts:
                         await asyncio.to_thread(file.write, piece)
                         received += len(piece)
                         count(received)
+                        if size is not None and received > size:
+                            return received
                 await asyncio.to_thread(_write_out, file)
             part.replace(path)
         finally:

@@ -47,10 +47,7 @@ class Keeping:
 
     def below(self, trial: LiveTrial, best: Trial | None) -> float | None:
         """The loss on held-out data below which the chief need save its model; None: in any case."""
-        if best is None or best.loss is None or self._spec.objective is not Objective.VAL_LOSS:
-            return None
-        # Among equals the trial with the lower number is the best.
-        return math.nextafter(best.loss, math.inf) if trial.number < best.number else best.loss
+        return _bound(trial, best) if self._spec.objective is Objective.VAL_LOSS else None
 
     def chief_ended(self, trial: LiveTrial, event: ev.TaskEnded, best: Trial | None) -> Iterator[Instruction]:
         """Fetches the model of a trial that has completed, if it may become the best."""
@@ -62,9 +59,12 @@ class Keeping:
             yield FetchArtifacts(event.attempt, event.host, files)
 
     def _may_win(self, trial: LiveTrial, result: TaskResult, best: Trial | None) -> bool:
-        if self._spec.objective is not Objective.VAL_LOSS:
-            return True  # other workers may have seen a smaller loss than the chief
-        loss, bound = result.val_loss, self.below(trial, best)
+        loss = result.val_loss
+        if self._spec.objective is Objective.TRAIN_LOSS:
+            if self._spec.cluster.workers > 1:
+                return True  # another worker may have seen a smaller loss than the chief
+            loss = result.train_loss
+        bound = _bound(trial, best)
         return loss is not None and math.isfinite(loss) and (bound is None or loss < bound)
 
     def trial_ended(self, trial: LiveTrial, best: Trial | None) -> Iterator[Instruction]:
@@ -116,3 +116,11 @@ class Keeping:
             trial.checkpoint_lost = True  # once is enough
             message = f"a checkpoint of trial {trial.number} could not be fetched: {event.problem}"
             yield Tell(Notice(message, warning=True))
+
+
+def _bound(trial: LiveTrial, best: Trial | None) -> float | None:
+    """The loss below which the trial would be the best; None: any."""
+    if best is None or best.loss is None:
+        return None
+    # Among equals the trial with the lower number is the best.
+    return math.nextafter(best.loss, math.inf) if trial.number < best.number else best.loss

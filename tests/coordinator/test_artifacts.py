@@ -6,7 +6,9 @@ import asyncio
 import dataclasses
 import math
 
-from coordinator import agent_link, artifacts, keeping
+import pytest
+
+from coordinator import agent_link, artifacts, convert, keeping
 from coordinator.domain import (
     Cluster,
     Failure,
@@ -255,13 +257,18 @@ async def test_a_model_without_its_predictions_is_still_the_best(coordinator, se
     assert left_in(coordinator.path) == {"best_model.keras"}
 
 
-async def test_a_model_that_is_not_whole_is_not_kept(coordinator, serve, monkeypatch):
-    async def torn(self, attempt, name):
-        yield b"mod"
+@pytest.mark.parametrize("announced", [3, 9_000_000])
+async def test_a_model_of_another_size_than_announced_is_not_kept(coordinator, serve, monkeypatch, announced):
+    result_from_pb = convert.result_from_pb
 
-    monkeypatch.setattr(agent_link.AgentLink, "read_artifact", torn)
-    result = await coordinator.run(keep(1), await serve(script=models([1.0])))
-    assert "model.keras has 3 bytes, not 10" in result.study.model_problem
+    def lies(message):
+        result = result_from_pb(message)
+        return dataclasses.replace(result, artifacts=dict.fromkeys(result.artifacts, announced))
+
+    monkeypatch.setattr(convert, "result_from_pb", lies)
+    agent = await serve(script=models([1.0], **{"model.keras": b"m" * 3_000_000}))
+    result = await coordinator.run(keep(1), agent)
+    assert f"is not of the {announced} bytes" in result.study.model_problem
     assert left_in(coordinator.path) == set()
 
 

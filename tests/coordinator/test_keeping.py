@@ -107,14 +107,21 @@ def test_an_answer_about_a_former_best_counts_no_more():
     assert driver.study.model_trial == 2
 
 
-def test_by_train_loss_every_model_may_be_the_best():
-    driver = Driver(training=KEEP, objective=Objective.TRAIN_LOSS)
+def test_by_train_loss_every_model_of_many_workers_may_be_the_best():
+    driver = Driver({"a": 2}, training=KEEP, objective=Objective.TRAIN_LOSS, cluster=Cluster(1, 2))
     complete_with_model(driver, 1, 1.0)
     assert file_work(complete_with_model(driver, 2, 9.0)) == [
         FetchArtifacts(driver.attempt(2), "a", FILES),
         DropArtifacts(2),
     ]
     assert all(start.keep_model_below is None for start in of(StartAttempt, driver.asked))
+
+
+def test_by_train_loss_of_one_worker_a_worse_model_is_not_fetched():
+    driver = Driver(training=KEEP, objective=Objective.TRAIN_LOSS)
+    complete_with_model(driver, 1, 1.0)
+    driver.start(2)
+    assert file_work(driver.end_task(2, with_model(0.5, train_loss=6.0)) + driver.end(2)) == []
 
 
 def test_a_best_trial_without_a_model_takes_the_place_of_one_that_has():
@@ -172,7 +179,7 @@ def test_who_does_not_wait_for_the_model_is_told_that_it_is_missing():
 
 
 def test_a_model_that_diverged_is_dropped():
-    driver = Driver(training=KEEP, objective=Objective.TRAIN_LOSS)
+    driver = Driver({"a": 2}, training=KEEP, objective=Objective.TRAIN_LOSS, cluster=Cluster(1, 2))
     driver.start(1)
     driver.end_task(1, with_model(1.0, train_loss=math.nan))
     assert file_work(driver.end(1)) == [DropArtifacts(1)]
