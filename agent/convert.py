@@ -8,11 +8,13 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from google.protobuf import duration_pb2, struct_pb2, timestamp_pb2
+from google.protobuf.message import Message
 
 from agent.domain import (
     STUDY_ID,
     AttemptEnded,
     AttemptId,
+    CheckpointSaved,
     Limits,
     Report,
     StopReason,
@@ -26,7 +28,7 @@ from agent.domain import (
 )
 from agent.event_log import SOURCE
 from nhop.v1 import agent_pb2, types_pb2
-from nhop_models.contract import TaskId, TaskRole, TaskSpec
+from nhop_models.contract import CHECKPOINT_FILE, TaskId, TaskRole, TaskSpec
 
 MAX_TASKS = 1_000
 MAX_PARAMETER_DEPTH = 16
@@ -88,6 +90,12 @@ class Checker:
         seconds = value.seconds + value.nanos / 1e9
         self.require(seconds >= 0, field, "must not be negative")
         return seconds
+
+    def not_negative(self, message: Message, field: str) -> int:
+        """A whole number of the training."""
+        value: int = getattr(message, field)
+        self.require(value >= 0, f"training.{field}", "must not be negative")
+        return value
 
     def values(self, value: struct_pb2.Struct, field: str) -> dict[str, Any]:
         """Parameters; numbers that are whole become integers."""
@@ -176,6 +184,8 @@ def start_request(request: agent_pb2.StartAttemptRequest) -> tuple[AttemptId, Ta
     directory = training.working_directory
     absolute = not directory or (PurePosixPath(directory).is_absolute() and "\0" not in directory)
     check.require(absolute, "training.working_directory", "must be an absolute path, or empty")
+    below = training.keep_model_below if training.HasField("keep_model_below") else None
+    check.require(below is None or math.isfinite(below), "training.keep_model_below", "must be finite")
     spec = TaskSpec(
         study_id=attempt.study_id,
         trial=attempt.trial,
@@ -194,6 +204,10 @@ def start_request(request: agent_pb2.StartAttemptRequest) -> tuple[AttemptId, Ta
         report_interval=check.seconds(training.report_interval, "training.report_interval"),
         start_limit=limits.start,
         stop_grace=limits.stop_grace,
+        sync_backup_workers=check.not_negative(training, "sync_backup_workers"),
+        checkpoint_every=check.not_negative(training, "checkpoint_every"),
+        keep_model=training.keep_model,
+        keep_model_below=below,
     )
     check.finish()
     return attempt, spec, limits
@@ -326,6 +340,10 @@ def event_to_pb(event: StreamEvent) -> agent_pb2.Event:
         case TaskEnded():
             message.task_ended.task.CopyFrom(task_to_pb(event.kind.task))
             message.task_ended.outcome.CopyFrom(_result_to_pb(event.kind.result))
+        case CheckpointSaved():
+            message.checkpoint_saved.step = event.kind.step
+            message.checkpoint_saved.artifact.name = CHECKPOINT_FILE
+            message.checkpoint_saved.artifact.size = event.kind.size
         case AttemptEnded():
             message.attempt_ended.reason = agent_pb2.StopReason.Value(
                 f"STOP_REASON_{event.kind.reason.value}"
@@ -360,6 +378,8 @@ def _result_to_pb(result: TaskResult) -> types_pb2.TaskOutcome:
         phase_seconds=_numbers(result.phase_seconds),
         exit_code=result.exit_code,
         signal=result.signal,
+        artifacts=[types_pb2.Artifact(name=name, size=size) for name, size in result.artifacts.items()],
+        notes=result.notes,
     )
     if result.failure is not None:
         kind = types_pb2.FailureKind.Value(f"FAILURE_KIND_{result.failure.kind.value}")

@@ -135,7 +135,7 @@ class Exit:
 
 @dataclass(frozen=True, slots=True)
 class TaskResult:
-    """How a task ended, fused from its own last word and its wait status."""
+    """How a task ended, fused from its own last word and its wait status; ``artifacts`` with their bytes."""
 
     status: TaskStatus
     failure: Failure | None = None
@@ -146,6 +146,8 @@ class TaskResult:
     phase_seconds: Mapping[str, float] = field(default_factory=dict)
     exit_code: int | None = None
     signal: int | None = None
+    artifacts: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +194,18 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True)
+class CheckpointSaved:
+    """For the coordinator, from a spool: CHECKPOINT_FILE is whole, as it was at a global step; in bytes."""
+
+    step: int
+    size: int
+
+
+SpoolEvent = TaskReady | Report | CheckpointSaved
+"""What tasks say in the event stream."""
+
+
+@dataclass(frozen=True, slots=True)
 class StreamEvent:
     """A numbered event of a source ("agent" or a task's name); ``time`` in seconds since the epoch."""
 
@@ -199,4 +213,4 @@ class StreamEvent:
     source: str
     sequence: int
     time: float
-    kind: AgentEvent | TaskReady | Report
+    kind: AgentEvent | SpoolEvent

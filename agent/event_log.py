@@ -110,4 +110,5 @@ def _decode(payload: bytes) -> tuple[float, AgentEvent]:
     if result["failure"] is not None:
         kind = FailureKind(result["failure"].pop("kind"))
         result["failure"] = Failure(kind, **result["failure"])
+    result["notes"] = tuple(result["notes"])
     return time, TaskEnded(TaskId.parse(values["task"]), TaskResult(**result))

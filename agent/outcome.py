@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
+from collections.abc import Mapping
 
 from agent.domain import Exit, Failure, TaskResult
 from nhop_models.contract import (
+    ARTIFACT_NAME,
     EXIT_NO_OUTCOME,
     EXIT_NO_TASK,
     FailureKind,
@@ -17,6 +20,8 @@ from nhop_models.contract import (
 
 MAX_MESSAGE_CHARACTERS = 2_000
 MAX_DETAIL_CHARACTERS = 16_000
+MAX_NOTES = 20
+MAX_ARTIFACTS = 20
 _NO_ROOM = {
     EXIT_NO_TASK: "could not use its attempt directory; is the disk of the state directory full?",
     EXIT_NO_OUTCOME: "could not write its outcome; is the disk of the state directory full?",
@@ -57,6 +62,8 @@ def fuse(
         phase_seconds=dict(word.phase_seconds),
         exit_code=ending.exit_code,
         signal=ending.signal,
+        artifacts=_valid(word.artifacts),
+        notes=word.notes[:MAX_NOTES],
     )
 
 
@@ -93,6 +100,16 @@ def signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
+
+
+def _valid(artifacts: Mapping[str, int]) -> dict[str, int]:
+    """Those that can be asked for: the user's code may have had a hand in the rest."""
+    good = {
+        name: size
+        for name, size in artifacts.items()
+        if ARTIFACT_NAME.fullmatch(name) and isinstance(size, int) and 0 <= size < 2**63
+    }
+    return dict(itertools.islice(good.items(), MAX_ARTIFACTS))
 
 
 def _shortened(failure: Failure | None) -> Failure | None:

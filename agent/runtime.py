@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import random
 import signal
@@ -47,7 +46,8 @@ from agent.machine import AttemptMachine, IllegalTransition
 from agent.processes import Processes, become_subreaper
 from agent.rounds import Rounds
 from agent.spool import SpoolReader
-from agent.streams import Closed, Positions, Subscription
+from agent.streams import Positions, Subscription
+from agent.subscribers import Subscribers
 from agent.zygote import ForkRequest, Zygote
 from nhop_models.contract import TaskId, TaskSpec
 
@@ -78,7 +78,7 @@ class Agent:
         self.leases = LeaseBook(config.slots, PortPool(*config.ports, rng))
         self._loop = asyncio.get_running_loop()
         self.fences = Fences()
-        self._subscriptions: dict[str, Subscription] = {}
+        self.subscribers = Subscribers()
         self._by_pid: dict[int, tuple[Attempt, TaskId]] = {}
         self._background: set[asyncio.Task[None]] = set()
         self.rounds = Rounds(self)
@@ -116,15 +116,11 @@ class Agent:
 
     async def hand_out_events(self, seconds: float) -> None:
         """Waits until every subscriber has taken all that there is, at most so long."""
-        waits = [subscription.emptied.wait() for subscription in self._subscriptions.values()]
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await asyncio.gather(*waits)
+        await self.subscribers.wait_until_emptied(seconds)
 
     async def close(self) -> None:
         """Ends the streams and the zygote; to be called when no attempt is active."""
-        for subscription in self._subscriptions.values():
-            subscription.close(Closed.SHUTDOWN)
+        self.subscribers.close()
         self.rounds.end()
         await self.zygote.close()
         await self.processes.clean_up()
@@ -166,15 +162,24 @@ class Agent:
         self._set_timer(attempt)
         return leases
 
-    def begin(self, attempt_id: AttemptId, spec: TaskSpec, limits: Limits) -> None:
-        """Starts the prepared tasks.
-
-        Raises NotPreparedError, AttemptOverError, ShuttingDownError; NotEnoughError where the disk is full.
-        """
+    def known(self, attempt_id: AttemptId) -> Attempt:
+        """An attempt that may be started, or was; NotPreparedError, AttemptOverError, ShuttingDownError."""
         self._check_open(attempt_id)
         attempt = self.attempts.get(attempt_id)
         if attempt is None:
             raise NotPreparedError(f"{attempt_id} is not prepared here")
+        return attempt
+
+    def prepared(self, attempt_id: AttemptId) -> Attempt:
+        """An attempt that holds its lease and was not started; raises as ``known``."""
+        attempt = self.known(attempt_id)
+        if attempt.machine.state is not AttemptState.PREPARED:
+            raise AttemptOverError(f"{attempt_id} was started already")
+        return attempt
+
+    def begin(self, attempt_id: AttemptId, spec: TaskSpec, limits: Limits) -> None:
+        """Starts the prepared tasks; raises as ``known``, and NotEnoughError where the disk is full."""
+        attempt = self.known(attempt_id)
         if attempt.machine.state is not AttemptState.PREPARED:
             return
         manifest = Manifest(attempt.manifest.leases, limits)
@@ -202,19 +207,8 @@ class Agent:
         """A stream of a study's events, in the place of an earlier one."""
         self.rounds.absences.end(study_id)
         self.acknowledge(study_id, positions)
-        earlier = self._subscriptions.get(study_id)
-        if earlier is not None:
-            earlier.close(Closed.REPLACED)
         attempts = [attempt for attempt in self.attempts.values() if attempt.id.study_id == study_id]
-        subscription = Subscription(study_id, positions, attempts)
-        self._subscriptions[study_id] = subscription
-        return subscription
-
-    def unsubscribe(self, subscription: Subscription) -> None:
-        """The receiver is gone."""
-        subscription.emptied.set()
-        if self._subscriptions.get(subscription.study_id) is subscription:
-            del self._subscriptions[subscription.study_id]
+        return self.subscribers.add(study_id, positions, attempts)
 
     def acknowledge(self, study_id: str, positions: Positions) -> None:
         """The receiver has these events for good; attempts whose last event it has are forgotten."""
@@ -227,7 +221,7 @@ class Agent:
 
     def studies_alone(self) -> set[str]:
         """Those with attempts here, whose events nobody takes now."""
-        return {attempt.study_id for attempt in self.attempts} - self._subscriptions.keys()
+        return {attempt.study_id for attempt in self.attempts} - self.subscribers.studies
 
     # --- attempts ---------------------------------------------------------------------------
 
@@ -264,9 +258,7 @@ class Agent:
     def forget(self, attempt: Attempt) -> None:
         """Deletes what is left of an attempt that has ended."""
         del self.attempts[attempt.id]
-        subscription = self._subscriptions.get(attempt.id.study_id)
-        if subscription is not None:
-            subscription.forget(attempt.id)
+        self.subscribers.forget(attempt.id)
         attempt.directory.discard()
         self._spawn(asyncio.to_thread(attempt.directory.delete))
 
@@ -321,20 +313,15 @@ class Agent:
 
     def _record(self, attempt: Attempt, event: AgentEvent) -> None:
         attempt.log.append(time.time(), event)
-        self._touch(attempt)
+        self.subscribers.touch(attempt)
         if isinstance(event, AttemptEnded):
             logger.info("%s ended (%s)", attempt.id, event.reason.value)
             self._idle.set()
 
-    def _touch(self, attempt: Attempt) -> None:
-        subscription = self._subscriptions.get(attempt.id.study_id)
-        if subscription is not None:
-            subscription.touch(attempt)
-
     def _doorbell_rang(self, attempt: Attempt) -> None:
         attempt.directory.answer_doorbell()
         self._look_for_ready(attempt)
-        self._touch(attempt)
+        self.subscribers.touch(attempt)
 
     def _look_for_ready(self, attempt: Attempt) -> None:
         for task in attempt.machine.tasks_in(TaskState.STARTING):

@@ -16,7 +16,8 @@ from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from agent import convert
+from agent import convert, convert_artifacts
+from agent.artifacts import CHUNK_BYTES, GivenFile, NoArtifactError, open_artifact
 from agent.config import usable_cores
 from agent.domain import StreamEvent
 from agent.fences import AttemptOverError
@@ -26,6 +27,7 @@ from agent.streams import Closed, Subscription
 from nhop.v1 import agent_pb2, agent_pb2_grpc
 
 ERROR_DOMAIN = "nhop"
+ACCEPTS = "nhop-accepts"
 BATCH_BYTES = 1 << 20
 SUBSCRIBE_SECONDS = 30.0
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -107,7 +109,7 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
                 for message in _messages(events):
                     yield message
         finally:
-            self._agent.unsubscribe(subscription)
+            self._agent.subscribers.remove(subscription)
             acknowledgements.cancel()
             (error,) = await asyncio.gather(acknowledgements, return_exceptions=True)
         if isinstance(error, convert.InvalidRequestError):
@@ -142,6 +144,37 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
                 raise NotPreparedError(f"no log of {task} of {attempt_id} is here")
             for data in attempt.directory.read_log(task, offset):
                 yield agent_pb2.ReadLogResponse(data=data)
+
+    async def ReadArtifact(  # noqa: N802
+        self, request: agent_pb2.ReadArtifactRequest, context: Context
+    ) -> AsyncIterator[agent_pb2.ReadArtifactResponse]:
+        """A file that a task left, in chunks."""
+        async with _refusals(context):
+            attempt_id, name = convert_artifacts.read_artifact_request(request)
+            attempt = self._agent.attempts.get(attempt_id)
+            if attempt is None:
+                raise NoArtifactError(f"{attempt_id} is not known here")
+            with open_artifact(attempt.directory.path, name) as file:
+                while data := await asyncio.to_thread(file.read, CHUNK_BYTES):
+                    yield agent_pb2.ReadArtifactResponse(data=data)
+
+    async def WriteArtifact(  # noqa: N802
+        self, request_iterator: AsyncIterator[agent_pb2.WriteArtifactRequest], context: Context
+    ) -> agent_pb2.WriteArtifactResponse:
+        """Keeps a file for an attempt that is about to be started."""
+        async with _refusals(context):
+            attempt_id, name, size = convert_artifacts.artifact_header(await anext(request_iterator, None))
+            attempt = self._agent.prepared(attempt_id)
+            with GivenFile(attempt.directory.path, name, size) as file:
+                await context.send_initial_metadata(((ACCEPTS, "yes"),))
+                async for request in request_iterator:
+                    data = convert_artifacts.artifact_piece(request, file.missing)
+                    await asyncio.to_thread(file.write, data)
+                convert_artifacts.check_whole(file.missing)
+                # It may have been started or released meanwhile.
+                self._agent.prepared(attempt_id)
+                file.put_in_place()
+        return agent_pb2.WriteArtifactResponse()
 
 
 async def _first(requests: AsyncIterator[agent_pb2.StreamEventsRequest]) -> agent_pb2.Subscribe:
@@ -188,7 +221,7 @@ async def _refusals(context: Context) -> AsyncIterator[None]:
         await _abort(context, code_pb2.RESOURCE_EXHAUSTED, str(error), info)
     except AttemptOverError as error:
         await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
-    except NotPreparedError as error:
+    except (NotPreparedError, NoArtifactError) as error:
         await context.abort(grpc.StatusCode.NOT_FOUND, str(error))
     except ShuttingDownError as error:
         await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))

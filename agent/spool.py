@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-from agent.domain import Report, TaskReady
+from agent.domain import CheckpointSaved, Report, SpoolEvent, TaskReady
 from nhop_models.contract import MAX_RECORD_BYTES, Record, RecordKind, decode_records
 
 logger = logging.getLogger(__name__)
@@ -27,13 +27,13 @@ class SpoolReader:
         self._sequence = 0
         self._damaged = False
 
-    def read(self, limit: int) -> list[tuple[int, float, TaskReady | Report]]:
+    def read(self, limit: int) -> list[tuple[int, float, SpoolEvent]]:
         """At most ``limit`` further records: number in the spool, seconds since the epoch, content.
 
         An empty list means that no further whole record is there now. What follows a damaged
         record is never read; that is logged once.
         """
-        found: list[tuple[int, float, TaskReady | Report]] = []
+        found: list[tuple[int, float, SpoolEvent]] = []
         while not found and not self._damaged:
             before = self._offset
             self._read_chunk(limit, found, CHUNK_BYTES)
@@ -51,7 +51,7 @@ class SpoolReader:
         if rest > 0 and not self._damaged:
             self._give_up(f"its last {rest} bytes are a record that was never finished")
 
-    def _read_chunk(self, limit: int, found: list[tuple[int, float, TaskReady | Report]], size: int) -> None:
+    def _read_chunk(self, limit: int, found: list[tuple[int, float, SpoolEvent]], size: int) -> None:
         try:
             with self._path.open("rb") as file:
                 file.seek(self._offset)
@@ -82,10 +82,12 @@ class SpoolReader:
         logger.warning("%s: %s; the %d records before it are used", self._path, why, self._sequence)
 
 
-def _content(record: Record) -> TaskReady | Report:
+def _content(record: Record) -> SpoolEvent:
     if record.kind is RecordKind.READY:
         return TaskReady()
     values = record.payload
+    if record.kind is RecordKind.CHECKPOINT:
+        return CheckpointSaved(step=int(values["step"]), size=int(values["size"]))
     val_loss = values["val_loss"]
     return Report(
         step=int(values["step"]),

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+import os
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import grpc
 
@@ -34,8 +36,13 @@ CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", 16 << 20),
 )
 CALLS_AT_ONCE = 100
+TRANSFERS_AT_ONCE = 16
 RETRY_PAUSE = 0.1
 LOG_BYTES = 256 << 10
+PIECE_BYTES = 1 << 20
+ACCEPTS = "nhop-accepts"
+STALL_LIMIT = 30.0
+"""Seconds without a byte after which the transfer of a file is given up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +64,15 @@ class HostUnreachableError(Exception):
     """The agent does not answer; the message says why, in the user's words."""
 
 
+class TransferError(Exception):
+    """A file could not be fetched or given; ``passing``: it may work a little later."""
+
+    def __init__(self, failure: Failure, *, passing: bool = False) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+        self.passing = passing
+
+
 class AgentLink:
     """One agent. ``name`` is what its host is called everywhere."""
 
@@ -67,6 +83,7 @@ class AgentLink:
         self._channel = grpc.aio.insecure_channel(address.target, options=CHANNEL_OPTIONS)
         self.stub = agent_pb2_grpc.AgentServiceStub(self._channel)
         self._calls = asyncio.Semaphore(CALLS_AT_ONCE)
+        self._transfers = asyncio.Semaphore(TRANSFERS_AT_ONCE)
         self._incarnation = ""
 
     async def close(self) -> None:
@@ -211,6 +228,65 @@ class AgentLink:
                 data += part.data
             return bytes(data)
         return bytes(data) or None
+
+    # --- files --------------------------------------------------------------------------------
+
+    async def read_artifact(self, attempt: AttemptId, name: str) -> AsyncGenerator[bytes, None]:
+        """A file that a task left, piece by piece; raises TransferError."""
+        request = agent_pb2.ReadArtifactRequest(attempt=convert.attempt_to_agent(attempt), name=name)
+        async with self._transfer(name):
+            call = cast("Any", self.stub).ReadArtifact(request)  # the stubs do not know the read style
+            try:
+                while True:
+                    async with asyncio.timeout(STALL_LIMIT):
+                        piece = await call.read()
+                    if piece is cast("Any", grpc.aio).EOF:
+                        return
+                    yield piece.data
+            finally:
+                call.cancel()
+
+    async def write_artifact(self, attempt: AttemptId, name: str, path: Path) -> None:
+        """Gives a file to an attempt that is prepared; raises TransferError and OSError."""
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            async with self._transfer(name):
+                call = cast("Any", self.stub).WriteArtifact()
+                try:
+                    await self._write(call, convert.artifact_header_to_pb(attempt, name, size))
+                    async with asyncio.timeout(STALL_LIMIT):
+                        metadata = await call.initial_metadata()
+                    # A write that meets a refusal would hide its reason (grpc.aio calls it INTERNAL).
+                    if any(key == ACCEPTS for key, _ in metadata or ()):
+                        while data := await asyncio.to_thread(file.read, PIECE_BYTES):
+                            await self._write(call, agent_pb2.WriteArtifactRequest(data=data))
+                        await call.done_writing()
+                    async with asyncio.timeout(STALL_LIMIT):
+                        await call
+                finally:
+                    call.cancel()
+
+    async def _write(self, call: Any, piece: agent_pb2.WriteArtifactRequest) -> None:
+        try:
+            async with asyncio.timeout(STALL_LIMIT):
+                await call.write(piece)
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
+            if isinstance(error, grpc.aio.AioRpcError) and error.code() is not grpc.StatusCode.INTERNAL:
+                raise
+            message = f"{self.name}: the agent takes no more of the file; is its disk full, or did it end?"
+            raise TransferError(Failure(FailureKind.RESOURCES, message)) from error
+
+    @contextlib.asynccontextmanager
+    async def _transfer(self, name: str) -> AsyncIterator[None]:
+        try:
+            async with self._transfers:
+                yield
+        except grpc.aio.AioRpcError as error:
+            passing = error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+            raise TransferError(self._failure(error), passing=passing) from error
+        except TimeoutError as error:
+            message = f"{self.name}: {name} stands still, no byte of it for {STALL_LIMIT:g} s"
+            raise TransferError(Failure(FailureKind.HOST_LOST, message)) from error
 
     # --- errors -------------------------------------------------------------------------------
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from coordinator import events as ev
-from coordinator.domain import AttemptId, Failure, Limits, Objective, StopReason, TaskResult
+from coordinator.domain import AttemptId, Checkpoint, Failure, Limits, Objective, StopReason, TaskResult
 from coordinator.instructions import (
     AttemptRecord,
     CheckAttempt,
@@ -65,6 +65,7 @@ class Completed:
     loss: float
     train_loss: float | None
     val_loss: float | None
+    metrics: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,10 @@ Verdict = Completed | Failed | Stopped | Refused
 
 
 class Attempt:
-    """The live state of one attempt; ``handle`` is the only way in for events of hosts."""
+    """The live state of one attempt; ``handle`` is the only way in for events of hosts.
+
+    ``restore`` is the checkpoint that its chief's host is given before it is started.
+    """
 
     def __init__(self, identity: AttemptId, placement: Placement, limits: Limits, now: float) -> None:
         self.id = identity
@@ -103,6 +107,7 @@ class Attempt:
         self.results: dict[TaskId, TaskResult] = {}
         self.notes: list[str] = []
         self.cause: Failure | None = None
+        self.restore: Checkpoint | None = None
         self._limits = limits
         self._phases = dict.fromkeys(placement, _Phase.PREPARING)
         self._leased = False
@@ -186,7 +191,8 @@ class Attempt:
             val_loss = chief.val_loss if _is_finite(chief.val_loss) else None
             if loss is None or not math.isfinite(loss):
                 return Failed(_diverged(objective, loss), train_loss, val_loss)
-            return Completed(loss, train_loss, val_loss)
+            metrics = {name: value for name, value in chief.metrics.items() if math.isfinite(value)}
+            return Completed(loss, train_loss, val_loss, metrics)
         if self._refused:
             return Refused(self._leased)
         if self.cause is not None:
@@ -225,8 +231,11 @@ class Attempt:
                 yield from self._stop(StopReason.RELEASED, now, self._phases)
             case ev.StartSucceeded():
                 self._started.add(event.host)
+                self._note_restore(event.host)
                 if self.state is AttemptState.STARTING and self._started >= self._phases.keys():
                     self.state = AttemptState.RUNNING
+            case ev.TaskStarted():
+                self._note_restore(event.host)  # its host's answer may come after the end
             case ev.StartFailed():
                 self._blame(event.failure)
                 yield from self._stop(StopReason.FAILED, now, self._phases)
@@ -257,6 +266,8 @@ class Attempt:
     def _task_ended(self, event: ev.TaskEnded, now: float) -> Iterator[Instruction]:
         task, result = event.task, event.result
         self.results[task] = result
+        for note in result.notes:
+            self._note(note if task == CHIEF else f"{task}: {note}")
         yield Save(TaskRecord(self.id, event.host, task, result))
         if task == CHIEF and result.status is TaskStatus.COMPLETED:
             # The chief's own host has begun already.
@@ -272,9 +283,7 @@ class Attempt:
                 return
             if failure.kind in SPARED:
                 if not asked:
-                    self.notes.append(
-                        f"{task} on {event.host} was lost ({failure.kind.value}: {failure.message})"
-                    )
+                    self._note(f"{task} on {event.host} was lost ({failure.kind.value}: {failure.message})")
                 return
         elif failure is None and not asked:
             # Nobody here asked it to: its agent did, for a reason that may still be on its way.
@@ -283,6 +292,15 @@ class Attempt:
             self._blame(failure)
         if not asked:
             yield from self._stop(StopReason.FAILED, now, self._phases)
+
+    def _note_restore(self, host: str) -> None:
+        if self.restore is not None and host == self.hosts[0]:
+            came_from = f"step {self.restore.step} of attempt {self.restore.attempt}"
+            self._note(f"attempt {self.id.attempt} goes on from {came_from}")
+
+    def _note(self, note: str) -> None:
+        if note not in self.notes:
+            self.notes.append(note)
 
     def _blame(self, failure: Failure) -> None:
         """Keeps the earliest failure; that of a lost peer gives way to why the peer was lost."""

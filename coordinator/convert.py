@@ -35,6 +35,9 @@ _REASONS_OUT = {reason: number for number, reason in _REASONS.items()}
 LEASE_TIMEOUT = 30.0
 """Seconds after which an agent releases what was prepared and never started."""
 
+RESTORE_TIMEOUT = 1800.0
+"""Seconds more where a checkpoint goes there first."""
+
 
 def lookup(table: Mapping[Any, Any], number: int, what: str) -> Any:
     """The domain's word for an enum number; raises ProtocolError for one that is not known."""
@@ -187,7 +190,7 @@ def prepare_to_pb(instruction: PrepareAttempt) -> agent_pb2.PrepareAttemptReques
             )
             for task in instruction.tasks
         ],
-        lease_timeout=duration(LEASE_TIMEOUT),
+        lease_timeout=duration(LEASE_TIMEOUT + instruction.restores * RESTORE_TIMEOUT),
     )
 
 
@@ -216,6 +219,10 @@ def start_to_pb(
             sync_replicas=training.sync_replicas,
             report_interval=duration(training.report_interval),
             settings=types_pb2.Parameters(values=values_to_struct(training.settings)),
+            sync_backup_workers=training.sync_backup_workers,
+            checkpoint_every=training.checkpoint_every or 0,
+            keep_model=training.keep_model,
+            keep_model_below=instruction.keep_model_below,
         ),
         limits=agent_pb2.AttemptLimits(
             start=duration(limits.start),
@@ -231,6 +238,13 @@ def stop_to_pb(instruction: StopAttempt) -> agent_pb2.StopAttemptRequest:
     return agent_pb2.StopAttemptRequest(
         attempt=attempt_to_agent(instruction.attempt), reason=_REASONS_OUT[instruction.reason]
     )
+
+
+def artifact_header_to_pb(attempt: AttemptId, name: str, size: int) -> agent_pb2.WriteArtifactRequest:
+    """The first message of a file that is given to an attempt."""
+    artifact = types_pb2.Artifact(name=name, size=size)
+    header = agent_pb2.ArtifactHeader(attempt=attempt_to_agent(attempt), artifact=artifact)
+    return agent_pb2.WriteArtifactRequest(header=header)
 
 
 def result_from_pb(message: types_pb2.TaskOutcome) -> TaskResult:
@@ -249,6 +263,8 @@ def result_from_pb(message: types_pb2.TaskOutcome) -> TaskResult:
         phase_seconds=dict(message.phase_seconds),
         exit_code=message.exit_code if message.HasField("exit_code") else None,
         signal=message.signal if message.HasField("signal") else None,
+        artifacts={artifact.name: artifact.size for artifact in message.artifacts},
+        notes=tuple(message.notes),
     )
 
 
@@ -268,6 +284,9 @@ def events_from_pb(
                 events.append(ev.TaskStarted(attempt, host, task_from_pb(message.task_started.task)))
             case "task_ready":
                 events.append(ev.TaskReady(attempt, host, task_from_source(message.source)))
+            case "checkpoint_saved":
+                if task_from_source(message.source).is_chief:
+                    events.append(ev.CheckpointSaved(attempt, host, message.checkpoint_saved.step))
             case "task_ended":
                 task = task_from_pb(message.task_ended.task)
                 result = result_from_pb(message.task_ended.outcome)

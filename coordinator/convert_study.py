@@ -85,6 +85,8 @@ def trial_to_pb(trial: Trial) -> study_pb2.Trial:
         val_loss=trial.val_loss,
         attempts=trial.attempts,
         hosts=trial.hosts,
+        metrics=trial.metrics,
+        notes=trial.notes,
     )
     if trial.failure is not None:
         message.failure.CopyFrom(convert.failure_to_pb(trial.failure))
@@ -94,7 +96,7 @@ def trial_to_pb(trial: Trial) -> study_pb2.Trial:
 
 
 def trial_from_pb(message: study_pb2.Trial) -> Trial:
-    """A trial; its notes are not part of the protocol."""
+    """A trial."""
     return Trial(
         number=message.number,
         stage=message.stage,
@@ -107,6 +109,8 @@ def trial_from_pb(message: study_pb2.Trial) -> Trial:
         attempts=message.attempts,
         seconds=convert.seconds_of(message.duration) if message.HasField("duration") else None,
         hosts=tuple(message.hosts),
+        notes=tuple(message.notes),
+        metrics=dict(message.metrics),
     )
 
 

@@ -80,6 +80,14 @@ class AttemptId:
         return f"{self.study_id}-t{self.trial}-a{self.attempt}"
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Checkpoint:
+    """A checkpoint of a trial: of which attempt, at which global step; the newest is the largest."""
+
+    attempt: int
+    step: int
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """What went wrong: the kind for programs, ``message`` and ``detail`` (log lines) for people."""
@@ -117,7 +125,10 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """What every trial of a study has in common; ``settings`` are the keys that a model reads."""
+    """What every trial of a study has in common; ``settings`` are the keys that a model reads.
+
+    ``checkpoint_every`` is in global steps, None: never. ``keep_model``: the best trial's model is kept.
+    """
 
     model: str
     settings: Mapping[str, Any]
@@ -126,6 +137,9 @@ class Training:
     working_directory: str = ""
     sync_replicas: bool = False
     report_interval: float = 0.25
+    sync_backup_workers: int = 0
+    checkpoint_every: int | None = None
+    keep_model: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +167,7 @@ class StudySpec:
 
 @dataclass(frozen=True, slots=True)
 class TaskResult:
-    """How a task ended, as its agent says."""
+    """How a task ended, as its agent says; ``artifacts`` are the files that it left, with their bytes."""
 
     status: TaskStatus
     failure: Failure | None = None
@@ -164,6 +178,8 @@ class TaskResult:
     phase_seconds: Mapping[str, float] = field(default_factory=dict)
     exit_code: int | None = None
     signal: int | None = None
+    artifacts: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +198,10 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A trial as others see it; losses are None until it completed, ``seconds`` is its last attempt."""
+    """A trial as others see it; ``seconds`` is its last attempt.
+
+    Losses are None and ``metrics`` (the chief's, on held-out data) empty until it completed.
+    """
 
     number: int
     stage: int
@@ -196,6 +215,7 @@ class Trial:
     seconds: float | None = None
     hosts: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +243,11 @@ class TrialCounts:
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """A study as others see it; ``stages`` holds those begun so far."""
+    """A study as others see it; ``stages`` holds those begun so far.
+
+    ``model_trial`` is the trial whose model is in the output directory, None: there is none;
+    ``model_problem`` says why files of the best trial, which left them, are not there.
+    """
 
     study_id: str
     state: StudyState
@@ -234,6 +258,8 @@ class Study:
     reason: str = ""
     started_at: float = 0.0
     ended_at: float | None = None
+    model_trial: int | None = None
+    model_problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)

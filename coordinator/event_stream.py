@@ -22,6 +22,9 @@ _log = logging.getLogger(__name__)
 
 Source = tuple[AttemptId, str]
 
+AGENT = "agent"
+"""The source of what an agent itself says of an attempt."""
+
 UNCOMMITTED_BATCHES = 4
 """Batches of a stream that may wait for their commit; then the stream is not read on."""
 
@@ -144,7 +147,11 @@ class EventStream:
             await self._take(response)
 
     def _subscription(self) -> agent_pb2.StreamEventsRequest:
-        subscribe = agent_pb2.Subscribe(study_id=self._run_id, positions=_positions(self._received))
+        # Agents take these for acknowledged. The end of an attempt must not be before its turn: what
+        # they forget then may still be needed. Their own events come again, and are known.
+        has = {source: number for source, number in self._received.items() if source[1] != AGENT}
+        has |= {source: number for source, number in self._committed.items() if source[1] == AGENT}
+        subscribe = agent_pb2.Subscribe(study_id=self._run_id, positions=_positions(has))
         return agent_pb2.StreamEventsRequest(subscribe=subscribe)
 
     async def _send_acknowledgements(self, call: Any) -> None:

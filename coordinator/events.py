@@ -88,6 +88,27 @@ class SlotsReleased:
 
 
 @dataclass(frozen=True, slots=True)
+class CheckpointFetched:
+    """The checkpoint that an attempt saved at ``step`` is here; ``problem``: why it is not.
+
+    Where newer ones were saved meanwhile only the newest is fetched, and told.
+    """
+
+    attempt: AttemptId
+    step: int
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPublished:
+    """The model of the best trial is in its place; ``saved`` False: it has none, or ``problem``."""
+
+    trial: int
+    saved: bool
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class AttemptEvent:
     """Something that happened to one attempt on one host."""
 
@@ -164,6 +185,13 @@ class TaskReady(AttemptEvent):
 
 
 @dataclass(frozen=True, slots=True)
+class CheckpointSaved(AttemptEvent):
+    """The chief has saved a checkpoint, which its agent can give out now."""
+
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
 class TaskEnded(AttemptEvent):
     """A task is gone and reaped."""
 
@@ -226,5 +254,15 @@ class TimerFired:
 
 
 HostEvent = HostLost | HostFound | HostSilent | HostHeard | HostRestarted
-StudyEvent = StudyBegun | StopRequested | StudyAborted | ShareChanged | HostEvent | SlotsReleased | TimerFired
+FileEvent = CheckpointFetched | ModelPublished
+StudyEvent = (
+    StudyBegun
+    | StopRequested
+    | StudyAborted
+    | ShareChanged
+    | HostEvent
+    | SlotsReleased
+    | FileEvent
+    | TimerFired
+)
 Event = StudyEvent | AttemptEvent

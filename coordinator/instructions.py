@@ -13,17 +13,24 @@ from nhop_models.contract import TaskId
 
 @dataclass(frozen=True, slots=True)
 class PrepareAttempt:
-    """Lease slots and, where ``ports``, a port for each of these tasks on this host."""
+    """Lease slots and, where ``ports``, a port for each of these tasks on this host.
+
+    ``restores``: it will be given a checkpoint before it is started, which takes its time.
+    """
 
     attempt: AttemptId
     host: str
     tasks: tuple[TaskId, ...]
     ports: bool
+    restores: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class StartAttempt:
-    """Start the leased tasks; ``ps`` and ``workers`` are the addresses of the whole cluster."""
+    """Start the leased tasks; ``ps`` and ``workers`` are the addresses of the whole cluster.
+
+    ``keep_model_below`` as for TrainingSpec. ``restore``: first give it the trial's checkpoint.
+    """
 
     attempt: AttemptId
     host: str
@@ -32,6 +39,8 @@ class StartAttempt:
     parameters: Mapping[str, Any]
     train_epoch: int
     seed: int
+    keep_model_below: float | None = None
+    restore: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +59,38 @@ class CheckAttempt:
     attempt: AttemptId
     host: str
     task: TaskId
+
+
+@dataclass(frozen=True, slots=True)
+class FetchArtifacts:
+    """Fetch these files of an attempt, with their bytes, before its agent may forget it."""
+
+    attempt: AttemptId
+    host: str
+    artifacts: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class FetchCheckpoint:
+    """Fetch the newest checkpoint of an attempt, in the place of an older one; say CheckpointFetched."""
+
+    attempt: AttemptId
+    host: str
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class PublishModel:
+    """Make the files that were fetched of this trial those of the best one; say ModelPublished."""
+
+    trial: int
+
+
+@dataclass(frozen=True, slots=True)
+class DropArtifacts:
+    """Remove what was fetched of this trial, and fetch no more of it."""
+
+    trial: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,4 +138,5 @@ class Tell:
 
 
 Command = PrepareAttempt | StartAttempt | StopAttempt | CheckAttempt
-Instruction = Command | SetTimer | Save | Tell
+FileWork = FetchArtifacts | FetchCheckpoint | PublishModel | DropArtifacts
+Instruction = Command | FileWork | SetTimer | Save | Tell

@@ -11,8 +11,8 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 
 from coordinator import events as ev
-from coordinator.attempt import RETRIED, Attempt, Completed, Failed, Refused, Stopped, final_failure
-from coordinator.capacity import Capacity
+from coordinator.attempt import CHIEF, RETRIED, Attempt, Completed, Failed, Refused, Stopped, final_failure
+from coordinator.availability import Availability
 from coordinator.domain import (
     AttemptId,
     Failure,
@@ -33,22 +33,13 @@ from coordinator.instructions import (
     StopAttempt,
     Tell,
 )
+from coordinator.keeping import Keeping
 from coordinator.placement import Placement
 from coordinator.progress import Progress, Propose
 from coordinator.search import random_search
-from coordinator.spell import Spell
 from coordinator.transitions import STUDY, AttemptState, IllegalTransitionError, LateEventError
 from coordinator.trials import LiveTrial, trial_seed
 from nhop_models.contract import TaskId, TaskRole
-
-BACK_OFF = (0.1, 5.0)
-"""Seconds until a host that refused is asked again: at first, and at most (doubled each time)."""
-
-HOSTS_GONE_LIMIT = 120.0
-"""Seconds without enough usable slots after which the study fails."""
-
-CROWDED_OUT_LIMIT = 30.0
-"""Seconds without a free slot, and nothing of the study's under way, until the user is told."""
 
 
 class StudyMachine:
@@ -70,14 +61,15 @@ class StudyMachine:
         self.spec = spec
         self.state = StudyState.RUNNING
         self._progress = Progress(spec, propose)
-        self._capacity = Capacity(slots, spec.cluster)
+        self._availability = Availability(slots, spec.cluster)
+        self._capacity = self._availability.capacity
+        self._keeping = Keeping(spec)
         self._started_now, self._started_at = now, started_at
         self._ended_at: float | None = None
         self._waiting: deque[LiveTrial] = deque()
         self._live: dict[AttemptId, LiveTrial] = {}
         self._goal = StudyState.COMPLETED
         self._reason = ""
-        self._gone, self._crowded_out = Spell(), Spell()
         self._shown: Study | None = None
 
     # --- what others see ----------------------------------------------------------------------
@@ -94,6 +86,8 @@ class StudyMachine:
             reason=self._reason,
             started_at=self._started_at,
             ended_at=self._ended_at,
+            model_trial=self._keeping.model_trial,
+            model_problem=self._keeping.problem,
         )
 
     def trials(self) -> tuple[Trial, ...]:
@@ -147,13 +141,19 @@ class StudyMachine:
             case ev.HostLost(host, reason):
                 yield from self._host_lost(host, reason, now)
             case ev.HostFound(host):
-                yield from self._host_found(host, now)
+                yield from self._availability.found(host, now)
             case ev.HostSilent(host):
                 self._capacity.set_silent(host, silent=True)
             case ev.HostHeard(host):
                 self._capacity.set_silent(host, silent=False)
             case ev.HostRestarted(host):
                 yield from self._host_restarted(host)
+            case ev.CheckpointFetched(attempt):
+                trial = self._progress.trials[attempt.trial - 1]
+                if not trial.state.ended:
+                    yield from self._keeping.checkpoint_fetched(trial, event)
+            case ev.ModelPublished():
+                yield from self._keeping.published(event)
             case ev.TimerFired(timer):
                 yield from self._timer(timer, now)
 
@@ -166,23 +166,19 @@ class StudyMachine:
                 self._capacity.reopen(host)
             case ev.StopTimer(identity, host):
                 yield from self._stop_overdue(identity, host, now)
-            case ev.HostsGoneTimer(spell):
-                if self._gone.lasts_since(spell):
-                    why = self._capacity.why_never()
-                    reason = f"too few hosts are reachable, or tasks on them do not end: {why}"
-                    yield from self._stop(StudyState.FAILED, reason, now)
-            case ev.CrowdedOutTimer(spell):
-                if self._crowded_out.lasts_since(spell):
-                    hosts = ", ".join(self._capacity.full())
-                    message = f"no free slots for {CROWDED_OUT_LIMIT:g} s: others use {hosts}; still waiting"
-                    yield Tell(Notice(message, warning=True))
+            case ev.HostsGoneTimer():
+                why = self._availability.why_give_up(timer)
+                if why is not None:
+                    yield from self._stop(StudyState.FAILED, why, now)
+            case ev.CrowdedOutTimer():
+                yield from self._availability.tell_crowded_out(timer)
 
     # --- attempts -----------------------------------------------------------------------------
 
     def _attempt_event(self, event: ev.AttemptEvent, now: float) -> Iterator[Instruction]:
         trial = self._live.get(event.attempt)
         if trial is None or trial.attempt is None:
-            if self._leftover_gone(event):
+            if self._availability.leftover_gone(event):
                 return
             raise LateEventError(f"{event.attempt} is over or unknown: {type(event).__name__} refused")
         attempt = trial.attempt
@@ -190,27 +186,20 @@ class StudyMachine:
         try:
             yield from attempt.handle(event, now)
         except LateEventError:
-            if self._leftover_gone(event):
+            if self._availability.leftover_gone(event):
                 return
             raise
         if isinstance(event, ev.PrepareRefused | ev.PrepareFailed):
-            yield from self._back_off(event, now)
+            yield from self._availability.back_off(event, now)
         elif isinstance(event, ev.PrepareSucceeded):
             self._capacity.accept(event.host)
+        elif isinstance(event, ev.CheckpointSaved) and self.state is StudyState.RUNNING:
+            yield from self._keeping.checkpoint_saved(trial, event)
+        elif isinstance(event, ev.TaskEnded) and event.task == CHIEF:
+            yield from self._keeping.chief_ended(trial, event, self._progress.best)
         if before is AttemptState.PREPARING and attempt.state is AttemptState.STARTING:
             yield from self._start(trial, attempt)
         yield from self._settle(trial, attempt, now)
-
-    def _leftover_gone(self, event: ev.AttemptEvent) -> bool:
-        """Whether the event frees slots of an attempt that was given up while its host was out of reach."""
-        gone = isinstance(event, ev.AttemptEnded) or (
-            isinstance(event, ev.StopAnswered) and not event.was_active
-        )
-        if not gone or not self._capacity.release(event.attempt, event.host):
-            return False
-        if self._capacity.why_never() is None:
-            self._gone.end()
-        return True
 
     def _launch(self, trial: LiveTrial, placement: Placement, now: float) -> Iterator[Instruction]:
         if trial.attempts == 0 or trial.attempt is not None:
@@ -224,38 +213,40 @@ class StudyMachine:
         yield Save(trial.snapshot())
         yield Save(attempt.record(self._at(now)))
         for host, tasks in placement.items():
-            yield PrepareAttempt(identity, host, tasks, ports=self.spec.cluster.ps > 0)
+            ports = self.spec.cluster.ps > 0
+            yield PrepareAttempt(identity, host, tasks, ports, restores=trial.checkpoint is not None)
 
     def _start(self, trial: LiveTrial, attempt: Attempt) -> Iterator[Instruction]:
-        self._crowded_out.end()
+        self._availability.room_found()
         cluster = self.spec.cluster
         ps = _addresses(attempt, TaskRole.PS, cluster.ps)
         workers = _addresses(attempt, TaskRole.WORKER, cluster.workers) if cluster.ps else ()
         seed = trial_seed(self.spec.seed, trial.number)
         train_epoch = self._progress.stages[trial.stage - 1].budget.train_epoch
+        below = self._keeping.below(trial, self._progress.best)
+        attempt.restore = trial.checkpoint
         for host in attempt.hosts:
-            yield StartAttempt(attempt.id, host, ps, workers, trial.parameters, train_epoch, seed)
+            restore = attempt.restore is not None and host == attempt.hosts[0]
+            yield StartAttempt(
+                attempt.id, host, ps, workers, trial.parameters, train_epoch, seed, below, restore
+            )
 
     def _settle(self, trial: LiveTrial, attempt: Attempt, now: float) -> Iterator[Instruction]:
         """Gives back the slots of hosts that are through; once all are, the verdict becomes the trial's."""
-        for host in attempt.hosts:
-            over = attempt.is_over_on(host) and host not in attempt.lost_hosts
-            if over and self._capacity.release(attempt.id, host) and self._capacity.crowded:
-                self._capacity.give_way(host)
-                yield SetTimer(ev.BackOffTimer(host), now + BACK_OFF[0])
+        yield from self._availability.give_back(attempt, now)
         if attempt.state is not AttemptState.ENDED:
             return
         del self._live[attempt.id]
         trial.seconds = now - attempt.began
-        trial.notes += attempt.notes
+        trial.notes += [note for note in attempt.notes if note not in trial.notes]
         verdict = attempt.verdict(self.spec.objective)
         yield Save(attempt.record(self._at(attempt.began), self._at(now)))
         match verdict:
             case Completed():
                 trial.loss = verdict.loss
                 trial.train_loss, trial.val_loss = verdict.train_loss, verdict.val_loss
-                trial.failure = None
-                self._progress.end(trial, TrialState.COMPLETED)
+                trial.metrics, trial.failure = verdict.metrics, None
+                yield from self._end(trial, TrialState.COMPLETED)
             case Failed():
                 trial.failures += 1
                 trial.failure = verdict.failure
@@ -264,9 +255,9 @@ class StudyMachine:
                     return
                 trial.train_loss, trial.val_loss = verdict.train_loss, verdict.val_loss
                 trial.failure = final_failure(verdict.failure, trial.failures)
-                self._progress.end(trial, TrialState.FAILED)
+                yield from self._end(trial, TrialState.FAILED)
             case Stopped():
-                self._progress.end(trial, TrialState.STOPPED)
+                yield from self._end(trial, TrialState.STOPPED)
             case Refused(leased):
                 trial.seconds = None
                 if self.state is StudyState.RUNNING:
@@ -275,8 +266,12 @@ class StudyMachine:
                     self._progress.tally.move(trial, TrialState.WAITING)
                     self._waiting.appendleft(trial)
                 else:
-                    self._progress.end(trial, TrialState.STOPPED)
+                    yield from self._end(trial, TrialState.STOPPED)
         yield Save(trial.snapshot())
+
+    def _end(self, trial: LiveTrial, state: TrialState) -> Iterator[Instruction]:
+        self._progress.end(trial, state)
+        yield from self._keeping.trial_ended(trial, self._progress.best)
 
     def _may_retry(self, trial: LiveTrial, failure: Failure) -> bool:
         return (
@@ -300,50 +295,17 @@ class StudyMachine:
     # --- hosts --------------------------------------------------------------------------------
 
     def _host_lost(self, host: str, reason: str, now: float) -> Iterator[Instruction]:
-        self._capacity.set_lost(host, lost=True)
-        yield Tell(Notice(f"host {host} is lost: {reason}", warning=True))
+        yield from self._availability.lost(host, reason)
         for identity, trial in list(self._live.items()):
             if trial.attempt is not None and host in trial.attempt.hosts:
                 yield from self._lose(identity, trial, host, reason, now)
-        yield from self._check_capacity(now)
-
-    def _host_found(self, host: str, now: float) -> Iterator[Instruction]:
-        self._capacity.set_lost(host, lost=False)
-        yield Tell(Notice(f"host {host} is back"))
-        yield from self._stop_abandoned(host)
-        self._gone.end()  # it gets time to end what is left there
-        yield from self._check_capacity(now)
+        yield from self._availability.check(now)
 
     def _host_restarted(self, host: str) -> Iterator[Instruction]:
-        yield Tell(Notice(f"the agent of host {host} was restarted", warning=True))
-        yield from self._stop_abandoned(host)
+        yield from self._availability.restarted(host)
         for trial in self._live.values():
             if trial.attempt is not None and host in trial.attempt.hosts:
                 yield from trial.attempt.check_on(host)
-
-    def _stop_abandoned(self, host: str) -> Iterator[Instruction]:
-        for identity in sorted(self._capacity.abandoned(host)):
-            yield StopAttempt(identity, host, StopReason.RELEASED)
-
-    def _check_capacity(self, now: float) -> Iterator[Instruction]:
-        """Gives the study up later, if no trial can be placed until then."""
-        if self._capacity.why_never() is None:
-            self._gone.end()
-        elif self._gone.begin():
-            why = self._capacity.why_never()
-            yield Tell(Notice(f"waiting up to {HOSTS_GONE_LIMIT:g} s for hosts: {why}", warning=True))
-            yield SetTimer(ev.HostsGoneTimer(self._gone.number), now + HOSTS_GONE_LIMIT)
-
-    def _back_off(self, event: ev.PrepareRefused | ev.PrepareFailed, now: float) -> Iterator[Instruction]:
-        """Leaves a host alone that has no room; tells the user where none has for long."""
-        refusals = self._capacity.refuse(event.attempt, event.host)
-        first, longest = BACK_OFF
-        delay = min(first * 2 ** min(refusals - 1, 16), longest)
-        yield SetTimer(ev.BackOffTimer(event.host), now + delay)
-        refused = isinstance(event, ev.PrepareRefused) and self._capacity.used == 0
-        if refused and self._crowded_out.begin():
-            timer = ev.CrowdedOutTimer(self._crowded_out.number)
-            yield SetTimer(timer, now + CROWDED_OUT_LIMIT)
 
     def _stop_overdue(self, identity: AttemptId, host: str, now: float) -> Iterator[Instruction]:
         trial = self._live.get(identity)
@@ -351,7 +313,7 @@ class StudyMachine:
             return
         yield from self._lose(identity, trial, host, "it does not say that the attempt has ended", now)
         yield StopAttempt(identity, host, StopReason.RELEASED)
-        yield from self._check_capacity(now)
+        yield from self._availability.check(now)
 
     def _lose(
         self, identity: AttemptId, trial: LiveTrial, host: str, reason: str, now: float
@@ -374,7 +336,7 @@ class StudyMachine:
             yield from self._end_stage(now)
         if self.state is StudyState.RUNNING and self._progress.stages:
             yield from self._fill(now)
-        if self.state is StudyState.STOPPING and not self._live:
+        if self.state is StudyState.STOPPING and not self._live and not self._keeping.pending:
             yield from self._finish(now)
 
     def _check_goals(self, now: float) -> Iterator[Instruction]:
@@ -389,12 +351,16 @@ class StudyMachine:
     def _fill(self, now: float) -> Iterator[Instruction]:
         progress, parallel = self._progress, self.spec.parallel_trials
         while parallel is None or progress.tally[TrialState.RUNNING] < parallel:
-            if not self._waiting and progress.stage.exhausted:
+            # A new attempt waits for the checkpoint from which it shall go on.
+            waiting = next((trial for trial in self._waiting if trial.checkpoint_wanted is None), None)
+            if waiting is None and progress.stage.exhausted:
                 return
             placement = self._capacity.place()
             if placement is None:
                 return
-            trial = self._waiting.popleft() if self._waiting else progress.propose()
+            if waiting is not None:
+                self._waiting.remove(waiting)
+            trial = waiting or progress.propose()
             yield from self._launch(trial, placement, now)
 
     def _end_stage(self, now: float) -> Iterator[Instruction]:
@@ -420,7 +386,7 @@ class StudyMachine:
     def _stop_waiting(self) -> Iterator[Instruction]:
         while self._waiting:
             trial = self._waiting.popleft()
-            self._progress.end(trial, TrialState.STOPPED)
+            yield from self._end(trial, TrialState.STOPPED)
             yield Save(trial.snapshot())
 
     def _abort(self, state: StudyState, reason: str, now: float) -> Iterator[Instruction]:
@@ -433,12 +399,13 @@ class StudyMachine:
                     yield StopAttempt(identity, host, StopReason.STUDY_STOPPED)
             del self._live[identity]
             trial.seconds = now - trial.attempt.began
-            self._progress.end(trial, TrialState.STOPPED)
+            yield from self._end(trial, TrialState.STOPPED)
             yield Save(trial.snapshot())
         yield from self._finish(now)
 
     def _finish(self, now: float) -> Iterator[Instruction]:
         goal, progress = self._goal, self._progress
+        self._keeping.study_ended()
         if goal is StudyState.COMPLETED and progress.best is None:
             goal = StudyState.FAILED
             why = f": {progress.first_failure.message}" if progress.first_failure else ""

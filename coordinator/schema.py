@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-VERSION = 1
+VERSION = 2
 
 TABLES = """
 CREATE TABLE study (
     study_id TEXT PRIMARY KEY, state TEXT NOT NULL, reason TEXT NOT NULL, seed INTEGER NOT NULL,
     objective TEXT NOT NULL, number_of_stages INTEGER NOT NULL, total_trials INTEGER NOT NULL,
-    best_trial INTEGER, started_at REAL NOT NULL, ended_at REAL
+    best_trial INTEGER, started_at REAL NOT NULL, ended_at REAL,
+    model_trial INTEGER, model_problem TEXT NOT NULL
 );
 CREATE TABLE stages (
     number INTEGER PRIMARY KEY, train_epoch INTEGER NOT NULL, opt_epoch INTEGER NOT NULL,
@@ -17,7 +18,8 @@ CREATE TABLE stages (
 CREATE TABLE trials (
     number INTEGER PRIMARY KEY, stage INTEGER NOT NULL, state TEXT NOT NULL, parameters TEXT NOT NULL,
     loss REAL, train_loss REAL, val_loss REAL, failure_kind TEXT, failure_message TEXT, failure_detail TEXT,
-    attempts INTEGER NOT NULL, seconds REAL, hosts TEXT NOT NULL, notes TEXT NOT NULL
+    attempts INTEGER NOT NULL, seconds REAL, hosts TEXT NOT NULL, notes TEXT NOT NULL,
+    metrics TEXT NOT NULL
 );
 CREATE TABLE attempts (
     trial INTEGER NOT NULL, attempt INTEGER NOT NULL, state TEXT NOT NULL, placement TEXT NOT NULL,
@@ -29,6 +31,7 @@ CREATE TABLE tasks (
     status TEXT NOT NULL, failure_kind TEXT, failure_message TEXT, failure_detail TEXT,
     step INTEGER NOT NULL, train_loss REAL, val_loss REAL, metrics TEXT NOT NULL,
     phase_seconds TEXT NOT NULL, exit_code INTEGER, signal INTEGER,
+    artifacts TEXT NOT NULL, notes TEXT NOT NULL,
     PRIMARY KEY (trial, attempt, task)
 ) WITHOUT ROWID;
 -- train_loss is NULL where it was not a number: SQLite has no NaN.
@@ -58,18 +61,19 @@ _FAILURE = "failure_kind failure_message failure_detail"
 STUDY = upsert(
     "study",
     "study_id",
-    "state reason seed objective number_of_stages total_trials best_trial started_at ended_at",
+    "state reason seed objective number_of_stages total_trials best_trial started_at ended_at "
+    "model_trial model_problem",
 )
 STAGE = upsert("stages", "number", "train_epoch opt_epoch space best_trial")
 TRIAL = upsert(
     "trials",
     "number",
-    f"stage state parameters loss train_loss val_loss {_FAILURE} attempts seconds hosts notes",
+    f"stage state parameters loss train_loss val_loss {_FAILURE} attempts seconds hosts notes metrics",
 )
 ATTEMPT = upsert("attempts", "trial attempt", f"state placement started_at ended_at {_FAILURE}")
 TASK = upsert(
     "tasks",
     "trial attempt task",
-    f"host status {_FAILURE} step train_loss val_loss metrics phase_seconds exit_code signal",
+    f"host status {_FAILURE} step train_loss val_loss metrics phase_seconds exit_code signal artifacts notes",
 )
 REPORT = "INSERT OR IGNORE INTO reports VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"

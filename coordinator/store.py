@@ -113,6 +113,8 @@ class Store:
             _number(study.best),
             study.started_at,
             study.ended_at,
+            study.model_trial,
+            study.model_problem,
         )
 
 
@@ -138,6 +140,7 @@ def _trial_row(trial: Trial) -> tuple[Any, ...]:
         trial.seconds,
         json.dumps(trial.hosts),
         json.dumps(trial.notes),
+        json.dumps(dict(trial.metrics)),
     )
 
 
@@ -170,6 +173,8 @@ def _task_row(record: TaskRecord) -> tuple[Any, ...]:
         json.dumps(dict(result.phase_seconds)),
         result.exit_code,
         result.signal,
+        json.dumps(dict(result.artifacts)),
+        json.dumps(result.notes),
     )
 
 

@@ -19,11 +19,21 @@ from typing import Any
 from coordinator import events as ev
 from coordinator import transitions
 from coordinator.agent_link import AgentLink
+from coordinator.artifacts import Artifacts
 from coordinator.directory import StudyDirectory
 from coordinator.domain import AttemptId, Report, Study, StudySpec, StudyState, Trial, Update
 from coordinator.errors import NhopError
-from coordinator.event_stream import Batch, EventStream
-from coordinator.instructions import Command, Instruction, Save, SetTimer, StopAttempt, Tell
+from coordinator.event_stream import AGENT, Batch, EventStream, Source
+from coordinator.instructions import (
+    Command,
+    FileWork,
+    Instruction,
+    Save,
+    SetTimer,
+    StartAttempt,
+    StopAttempt,
+    Tell,
+)
 from coordinator.machine import StudyMachine
 from coordinator.naming import new_run_id
 from coordinator.store import Item, Store
@@ -62,7 +72,17 @@ class StudyRun:
         self._inbox: asyncio.Queue[ev.Event | Batch] = asyncio.Queue()
         self._tasks: set[asyncio.Task[None]] = set()
         self._commands: set[asyncio.Task[None]] = set()
-        self._logs: dict[tuple[AttemptId, str], list[asyncio.Task[None]]] = {}
+        self._transfers: set[asyncio.Task[None]] = set()
+        self._held: dict[tuple[AttemptId, str], set[asyncio.Task[None]]] = {}
+        self._artifacts = Artifacts(
+            directory.path,
+            links,
+            spawn=lambda work: self._spawn(work, self._transfers),
+            post=self.post,
+            tell=observer,
+            hold=self._hold,
+            waiting=lambda: self.machine.state is StudyState.STOPPING,
+        )
         self._streams = [EventStream(link, spec, self._inbox.put_nowait) for link in links.values()]
         self._timers: set[asyncio.TimerHandle] = set()
         self._crash: BaseException | None = None
@@ -91,7 +111,8 @@ class StudyRun:
             if isinstance(error, asyncio.CancelledError):
                 raise
         finally:
-            await self._cancel(self._tasks | self._commands)
+            await self._artifacts.close(self.machine.study().model_trial)
+            await self._cancel(self._tasks | self._commands | self._transfers)
             for timer in self._timers:
                 timer.cancel()
             await self._close_store()
@@ -166,6 +187,8 @@ class StudyRun:
         for instruction in instructions:
             if isinstance(instruction, Command):
                 self._spawn(self._execute(instruction), self._commands)
+            elif isinstance(instruction, FileWork):
+                self._artifacts.begin(instruction)
             elif isinstance(instruction, SetTimer):
                 self._call_at(instruction.at, ev.TimerFired(instruction.timer))
         await asyncio.sleep(0)  # commands leave before anything is shown
@@ -179,28 +202,58 @@ class StudyRun:
                 self._observer(instruction.notice)
 
     async def _execute(self, command: Command) -> None:
+        if isinstance(command, StartAttempt) and command.restore:
+            failure = await self._artifacts.give_checkpoint(command)
+            if failure is not None:
+                self.post(ev.StartFailed(command.attempt, command.host, failure))
+                return
         self.post(await self._links[command.host].execute(command, self.spec))
 
     def _acknowledge(self, batch: Batch) -> None:
         batch.stream.release()
         host = batch.stream.link.name
-        logs = [task for attempt in batch.ended for task in self._logs.pop((attempt, host), [])]
-        if not logs:
-            batch.stream.acknowledge(batch.positions, batch.ended)
-            return
+        # An agent forgets an attempt once all of its own events are acknowledged.
+        held = {
+            source: tasks
+            for source in batch.positions
+            if source[1] == AGENT and (tasks := self._held.get((source[0], host)))
+        }
+        now = {source: number for source, number in batch.positions.items() if source not in held}
+        ended = batch.ended.difference(attempt for attempt, _ in held)
+        batch.stream.acknowledge(now, ended)
+        for source, tasks in held.items():
+            rest = {source: batch.positions[source]}
+            ended = batch.ended.intersection({source[0]})
+            self._spawn(self._acknowledge_later(batch.stream, rest, ended, set(tasks)), self._commands)
 
-        async def after_the_logs() -> None:
-            await asyncio.wait(logs)
-            batch.stream.acknowledge(batch.positions, batch.ended)
+    async def _acknowledge_later(
+        self,
+        stream: EventStream,
+        positions: Mapping[Source, int],
+        ended: frozenset[AttemptId],
+        tasks: set[asyncio.Task[None]],
+    ) -> None:
+        await asyncio.wait(tasks)
+        stream.acknowledge(positions, ended)
 
-        self._spawn(after_the_logs(), self._commands)
+    def _hold(self, attempt: AttemptId, host: str, task: asyncio.Task[None]) -> None:
+        """Keeps the end of an attempt unacknowledged until ``task``, which needs its files, is through."""
+        key = (attempt, host)
+        self._held.setdefault(key, set()).add(task)
+
+        def through(task: asyncio.Task[None]) -> None:
+            tasks = self._held.get(key, set())
+            tasks.discard(task)
+            if not tasks:
+                self._held.pop(key, None)
+
+        task.add_done_callback(through)
 
     # --- logs of failed tasks -----------------------------------------------------------------
 
     def _keep_log(self, event: ev.TaskEnded) -> None:
         """Copies the log before the agent forgets the attempt."""
-        task = self._spawn(self._copy_log(event), self._commands)
-        self._logs.setdefault((event.attempt, event.host), []).append(task)
+        self._hold(event.attempt, event.host, self._spawn(self._copy_log(event), self._commands))
 
     async def _copy_log(self, event: ev.TaskEnded) -> None:
         attempt, failure = event.attempt, event.result.failure
@@ -215,6 +268,7 @@ class StudyRun:
 
     async def _finish(self, streams: Sequence[asyncio.Task[None]]) -> None:
         """Lets commands and acknowledgements through, within limits."""
+        await self._artifacts.close(self.machine.study().model_trial)
         if self._commands:
             await asyncio.wait(self._commands, timeout=LAST_CALLS)
         while not self._inbox.empty():

@@ -44,6 +44,7 @@ ATTEMPT: Mapping[AttemptState, Mapping[type[ev.AttemptEvent], frozenset[AttemptS
         ev.StartFailed: frozenset({_STOPPING}),
         ev.TaskStarted: frozenset({_STARTING}),
         ev.TaskReady: frozenset({_STARTING}),
+        ev.CheckpointSaved: frozenset({_STARTING}),
         ev.TaskEnded: frozenset({_STARTING, _STOPPING}),
         ev.AttemptChecked: frozenset({_STARTING, _STOPPING, _ENDED}),
         ev.AttemptEnded: frozenset({_STARTING, _STOPPING, _ENDED}),
@@ -51,6 +52,7 @@ ATTEMPT: Mapping[AttemptState, Mapping[type[ev.AttemptEvent], frozenset[AttemptS
     _RUNNING: {
         ev.TaskStarted: frozenset({_RUNNING}),
         ev.TaskReady: frozenset({_RUNNING}),
+        ev.CheckpointSaved: frozenset({_RUNNING}),
         ev.TaskEnded: frozenset({_RUNNING, _STOPPING}),
         ev.AttemptChecked: frozenset({_RUNNING, _STOPPING, _ENDED}),
         ev.AttemptEnded: frozenset({_RUNNING, _STOPPING, _ENDED}),
@@ -63,6 +65,7 @@ ATTEMPT: Mapping[AttemptState, Mapping[type[ev.AttemptEvent], frozenset[AttemptS
         ev.StartFailed: frozenset({_STOPPING}),
         ev.TaskStarted: frozenset({_STOPPING}),
         ev.TaskReady: frozenset({_STOPPING}),
+        ev.CheckpointSaved: frozenset({_STOPPING}),
         ev.TaskEnded: frozenset({_STOPPING}),
         ev.StopAnswered: frozenset({_STOPPING, _ENDED}),
         ev.StopFailed: frozenset({_STOPPING}),

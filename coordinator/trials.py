@@ -9,14 +9,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from coordinator.attempt import Attempt
-from coordinator.domain import Failure, Stage, StageBudget, Trial, TrialCounts, TrialState
+from coordinator.domain import Checkpoint, Failure, Stage, StageBudget, Trial, TrialCounts, TrialState
 from coordinator.search.space import Space
 from coordinator.transitions import TRIAL, IllegalTransitionError
 
 
 @dataclass(slots=True)
 class LiveTrial:
-    """A trial on its way; ``failures`` counts the attempts that failed."""
+    """A trial on its way; ``failures`` counts the attempts that failed.
+
+    ``has_model``: it was or is fetched. ``checkpoint`` is the newest that is here,
+    ``checkpoint_wanted`` the newest that is on its way.
+    """
 
     number: int
     stage: int
@@ -32,6 +36,16 @@ class LiveTrial:
     seconds: float | None = None
     hosts: tuple[str, ...] = ()
     notes: list[str] = field(default_factory=list)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    has_model: bool = False
+    checkpoint: Checkpoint | None = None
+    checkpoint_wanted: Checkpoint | None = None
+    checkpoint_lost: bool = False
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether a checkpoint is here, or on its way."""
+        return self.checkpoint is not None or self.checkpoint_wanted is not None
 
     def snapshot(self) -> Trial:
         """The trial as others see it."""
@@ -48,6 +62,7 @@ class LiveTrial:
             seconds=self.seconds,
             hosts=self.hosts,
             notes=tuple(self.notes),
+            metrics=self.metrics,
         )
 
 

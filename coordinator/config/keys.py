@@ -95,12 +95,6 @@ def _off(value: Any, sentence: str) -> None:
     raise RefusedError(sentence)
 
 
-def _asynchronous(value: Any) -> bool:
-    if values.flag(value):
-        raise RefusedError("synchronous training is not in this version: leave sync_replicas at false")
-    return False
-
-
 def _no_gpus(value: Any) -> int:
     if values.whole(value, 0):
         raise RefusedError("GPUs are not used in this version: leave num_gpus at 0")
@@ -162,7 +156,12 @@ class Keys(_Keys):
     cluster: ClusterKeys = Field(ClusterKeys(), description="tasks of each trial; ps: 0 is one process")
     ps_hosts: Addresses = None
     worker_hosts: Addresses = None
-    sync_replicas: Annotated[bool, BeforeValidator(_asynchronous)] = False
+    sync_replicas: Flag = Field(
+        False, description="true: the workers' gradients are averaged and applied once; false: asynchronous"
+    )
+    sync_backup_workers: Annotated[int, BeforeValidator(values.bounded_whole(0, values.MOST_TASKS))] = Field(
+        0, description="with sync_replicas: how many of the workers a step need not wait for"
+    )
     num_gpus: Annotated[int, BeforeValidator(_no_gpus)] = 0
     slots: Annotated[int | None, values.optional(values.bounded_whole(1, values.MOST_SLOTS))] = Field(
         None, description="workers at once on this machine; default: CPU cores, or one trial's"
@@ -177,6 +176,10 @@ class Keys(_Keys):
     stop_grace: Seconds = Field(2.0, description="seconds from SIGUSR1 to SIGTERM")
     terminate_grace: Seconds = Field(2.0, description="seconds from SIGTERM to SIGKILL")
     report_interval: Seconds = Field(0.25, description="seconds between two reports of a task")
+    checkpoint_every: OptionalPositive = Field(
+        None, description="global steps between checkpoints, from which a new attempt goes on; default: none"
+    )
+    keep_model: Flag = Field(True, description="whether the best trial's model and predictions are kept")
 
     nn_dimensions: Annotated[tuple[int, int] | None, values.optional(_dimensions)] = Field(
         None, description="[inputs, outputs]"
@@ -204,9 +207,6 @@ class Keys(_Keys):
     )
     pruner: Annotated[
         None, BeforeValidator(lambda value: _off(value, "pruners are not in this version: leave it out"))
-    ] = None
-    checkpoint: Annotated[
-        None, BeforeValidator(lambda value: _off(value, "checkpoints are not in this version: leave it out"))
     ] = None
     trainer: Any = None
     file2distribute: Any = None

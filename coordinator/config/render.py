@@ -16,7 +16,6 @@ _LEFT_OUT = {
     "ps_hosts",  # cluster says it
     "worker_hosts",
     "pruner",
-    "checkpoint",
     *WITHOUT_EFFECT,
 }
 _COMMENT_COLUMN = 44

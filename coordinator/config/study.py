@@ -62,6 +62,9 @@ class StudyConfig:
                 working_directory=str(Path.cwd()),
                 sync_replicas=keys.sync_replicas,
                 report_interval=keys.report_interval,
+                sync_backup_workers=keys.sync_backup_workers if keys.sync_replicas else 0,
+                checkpoint_every=keys.checkpoint_every,
+                keep_model=keys.keep_model,
             ),
             objective=Objective(keys.objective),
             opt_tolerance=keys.opt_tolerance,
@@ -117,6 +120,7 @@ class _Resolver:
         keys = self._validate()
         space = SpaceReader(self._document).read(keys)
         cluster = self._cluster(keys)
+        self._synchronous(keys, cluster)
         dimensions, features = self._dimensions(keys)
         location = self._data_file(keys)
         stages = keys.opt_stages or ((keys.train_epoch, keys.opt_epoch),)
@@ -197,6 +201,19 @@ class _Resolver:
             self._problem(*place, message=f"{ps} PS and {workers} workers: {MOST_TASKS:,} tasks are the most")
         return Cluster(ps, workers)
 
+    def _synchronous(self, keys: Keys, cluster: Cluster) -> None:
+        backup, key = keys.sync_backup_workers, "sync_backup_workers"
+        if backup and not keys.sync_replicas and "sync_replicas" not in self._wrong:
+            self._problem(key, message="is for sync_replicas: true only: set that too, or leave it out")
+        elif backup and backup >= cluster.workers:
+            self._problem(
+                key,
+                message=f"must be less than the number of workers, {cluster.workers}: a step waits for at "
+                f"least one; set it to {cluster.workers - 1} or less, or raise cluster.workers",
+            )
+        elif keys.sync_replicas and cluster.workers == 1:
+            self._notes.append("sync_replicas has no effect: there is one worker only")
+
     def _dimensions(self, keys: Keys) -> tuple[tuple[int, int] | None, int]:
         dimensions, features = keys.nn_dimensions, keys.data_features
         if keys.nn_model != "Regressor" or "nn_dimensions" in self._wrong:
@@ -246,6 +263,8 @@ class _Resolver:
         for key, why in WITHOUT_EFFECT.items():
             if key in self._data:
                 self._notes.append(f"{key} has no effect: {why}")
+        if self._data.get("checkpoint_every") and self._data.get("max_attempts") == 1:
+            self._notes.append("checkpoint_every has no effect: with max_attempts 1 nothing is tried again")
         if self._data.get("opt_stages"):
             self._notes += [
                 f"{key} has no effect: opt_stages is given"

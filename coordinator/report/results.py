@@ -20,6 +20,8 @@ CONFIG_FILE = "config.yaml"
 TRIALS_FILE = "trials.csv"
 BEST_FILE = "best_config.yaml"
 SUMMARY_FILE = "summary.json"
+MODEL_FILE = "best_model.keras"
+PREDICTIONS_FILE = "best_predictions.npz"
 
 _TRIAL_COLUMNS = ("trial", "stage", "state", "loss", "train_loss", "val_loss")
 _END_COLUMNS = ("attempts", "seconds", "hosts", "failure_kind", "failure", "notes")
@@ -37,12 +39,16 @@ def write_results(
     if study.best is not None:
         write_atomically(directory / BEST_FILE, best_config(config_yaml, study.best, spec))
     # Last: who sees the summary finds the other files complete.
-    text = json.dumps(summary(study, trials), indent=2, allow_nan=False)
+    text = json.dumps(summary(study, trials, directory), indent=2, allow_nan=False)
     write_atomically(directory / SUMMARY_FILE, text + "\n")
 
 
-def summary(study: Study, trials: Sequence[Trial]) -> dict[str, Any]:
-    """The study as ``summary.json`` has it; seconds are wall time, losses None where there is none."""
+def summary(study: Study, trials: Sequence[Trial], directory: Path) -> dict[str, Any]:
+    """The study as ``summary.json`` has it; seconds are wall time, losses None where there is none.
+
+    ``model`` and ``predictions`` of the best trial are names of files in ``directory``, None where it
+    has none; ``model_problem`` says why not, where something went wrong.
+    """
     seconds = max((study.ended_at or time.time()) - study.started_at, 0.0)
     ended = sum(trial.state.ended for trial in trials)
     counts = study.counts
@@ -59,22 +65,29 @@ def summary(study: Study, trials: Sequence[Trial]) -> dict[str, Any]:
         },
         "trials_per_minute": round(60.0 * ended / seconds, 2) if seconds else 0.0,
         "stages": [_stage(stage, trials) for stage in study.stages],
-        "best": _best(study.best),
+        "best": _best_of_all(directory, study),
     }
 
 
 def trials_csv(trials: Sequence[Trial], spec: StudySpec) -> str:
-    """One line a trial, by number; a list of nodes is written as ``6-5-9``, hosts joined by spaces."""
+    """One line a trial, by number; a list of nodes is written as ``6-5-9``, hosts joined by spaces.
+
+    Metrics have columns of their names, or ``metric_<name>`` where that is taken.
+    """
     names = list(spec.space)
+    metrics = sorted({name for trial in trials for name in trial.metrics})
+    taken = {*_TRIAL_COLUMNS, *names, *_END_COLUMNS}
+    titles = [f"metric_{name}" if name in taken else name for name in metrics]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*_TRIAL_COLUMNS, *names, *_END_COLUMNS])
+    writer.writerow([*_TRIAL_COLUMNS, *titles, *names, *_END_COLUMNS])
     for trial in sorted(trials, key=lambda trial: trial.number):
         failure = trial.failure
         writer.writerow(
             [
                 *(trial.number, trial.stage, trial.state.value),
                 *map(_cell, (trial.loss, trial.train_loss, trial.val_loss)),
+                *(_cell(trial.metrics.get(name)) for name in metrics),
                 *(_cell(trial.parameters.get(name)) for name in names),
                 *(
                     trial.attempts,
@@ -130,8 +143,21 @@ def _best(trial: Trial | None) -> Mapping[str, Any] | None:
         "loss": trial.loss,
         "train_loss": trial.train_loss,
         "val_loss": trial.val_loss,
+        "metrics": dict(trial.metrics),
         "params": dict(trial.parameters),
     }
+
+
+def _best_of_all(directory: Path, study: Study) -> Mapping[str, Any] | None:
+    best = _best(study.best)
+    if best is None or study.best is None:
+        return None
+    mine = study.model_trial == study.best.number
+    there = {
+        key: name if mine and (directory / name).exists() else None
+        for key, name in (("model", MODEL_FILE), ("predictions", PREDICTIONS_FILE))
+    }
+    return {**best, **there, "model_problem": study.model_problem or None, "notes": list(study.best.notes)}
 
 
 def _cell(value: Any) -> str:

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from coordinator.domain import Study, StudyState
+from coordinator.report.results import MODEL_FILE
 from coordinator.view.progress import describe_loss, describe_parameters, describe_seconds
 
 _STYLES = {
@@ -56,4 +57,14 @@ def show_result(study: Study, directory: Path, console: Console) -> None:
             ),
             soft_wrap=True,
         )
+        if best.metrics:
+            words = ", ".join(f"{name} {value:.4g}" for name, value in sorted(best.metrics.items()))
+            console.print(Text(f"its metrics: {words}"), soft_wrap=True)
+        kept = study.model_trial == best.number
+        if kept:
+            console.print(Text(f"its model is {directory / MODEL_FILE}"), soft_wrap=True)
+        if study.model_problem:
+            what = "predictions" if kept else "model"
+            problem = f"its {what} could not be kept: {study.model_problem}"
+            console.print(Text(problem, style="yellow"), soft_wrap=True)
     console.print(Text(f"results in {directory}"), soft_wrap=True)

@@ -145,7 +145,9 @@ class AgentServiceServicer:
 
     def WriteArtifact(self, request_iterator, context):
         """Gives a file to an attempt that is prepared and not yet started, such as the checkpoint
-        from which it shall go on. The file is there whole, or not at all.
+        from which it shall go on. The file is there whole, or not at all. Once the agent has taken
+        the header it sends its initial metadata, with the key "nhop-accepts": who waits for that
+        before the content learns of a refusal for sure.
         NOT_FOUND: not prepared here. FAILED_PRECONDITION: it was started, or has ended.
         RESOURCE_EXHAUSTED: the disk is full.
         """

@@ -70,7 +70,9 @@ class AgentServiceStub:
     """
     WriteArtifact: _grpc.StreamUnaryMultiCallable[_agent_pb2.WriteArtifactRequest, _agent_pb2.WriteArtifactResponse]
     """Gives a file to an attempt that is prepared and not yet started, such as the checkpoint
-    from which it shall go on. The file is there whole, or not at all.
+    from which it shall go on. The file is there whole, or not at all. Once the agent has taken
+    the header it sends its initial metadata, with the key "nhop-accepts": who waits for that
+    before the content learns of a refusal for sure.
     NOT_FOUND: not prepared here. FAILED_PRECONDITION: it was started, or has ended.
     RESOURCE_EXHAUSTED: the disk is full.
     """
@@ -115,7 +117,9 @@ class AgentServiceAsyncStub(AgentServiceStub):
     """
     WriteArtifact: _aio.StreamUnaryMultiCallable[_agent_pb2.WriteArtifactRequest, _agent_pb2.WriteArtifactResponse]  # type: ignore[assignment]
     """Gives a file to an attempt that is prepared and not yet started, such as the checkpoint
-    from which it shall go on. The file is there whole, or not at all.
+    from which it shall go on. The file is there whole, or not at all. Once the agent has taken
+    the header it sends its initial metadata, with the key "nhop-accepts": who waits for that
+    before the content learns of a refusal for sure.
     NOT_FOUND: not prepared here. FAILED_PRECONDITION: it was started, or has ended.
     RESOURCE_EXHAUSTED: the disk is full.
     """
@@ -205,7 +209,9 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_agent_pb2.WriteArtifactResponse, _abc.Awaitable[_agent_pb2.WriteArtifactResponse]]:
         """Gives a file to an attempt that is prepared and not yet started, such as the checkpoint
-        from which it shall go on. The file is there whole, or not at all.
+        from which it shall go on. The file is there whole, or not at all. Once the agent has taken
+        the header it sends its initial metadata, with the key "nhop-accepts": who waits for that
+        before the content learns of a refusal for sure.
         NOT_FOUND: not prepared here. FAILED_PRECONDITION: it was started, or has ended.
         RESOURCE_EXHAUSTED: the disk is full.
         """

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 import pytest
 
+from agent.artifacts import GivenFile
 from agent.attempts import LOG_TAIL_LINES, AttemptDirectory, Manifest
 from agent.domain import (
     AttemptEnded,
     AttemptId,
+    CheckpointSaved,
     Failure,
     Limits,
     Report,
@@ -22,6 +25,7 @@ from agent.domain import (
     TaskStarted,
 )
 from agent.event_log import EventLog
+from agent.leases import NotEnoughError
 from agent.spool import CHUNK_BYTES, SpoolReader
 from agent.streams import Subscription
 from nhop_models.contract import FailureKind, RecordKind, SpoolWriter, TaskId, TaskStatus
@@ -49,11 +53,44 @@ def steps(reader: SpoolReader, limit: int = 100) -> list[int]:
     return [kind.step for _, _, kind in reader.read(limit) if isinstance(kind, Report)]
 
 
+# --- files for the attempt ------------------------------------------------------------------
+
+
+def test_no_room_for_a_file_is_known_before_it_is_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = os.statvfs_result((512, 512, 10, 1, 1, 0, 0, 0, 0, 255))
+    monkeypatch.setattr(os, "statvfs", lambda _: disk)
+    with pytest.raises(NotEnoughError, match="513 bytes are wanted, 512 are free") as caught:
+        GivenFile(tmp_path, "restore.npz", 513).__enter__()
+    assert caught.value.resource == "DISK"
+
+
+def test_a_disk_that_fills_up_meanwhile_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (
+        Path("/dev/full").open("wb", buffering=0) as full,
+        pytest.raises(NotEnoughError),
+        GivenFile(tmp_path, "restore.npz", 5) as file,
+    ):
+        file.write(b"12")
+        monkeypatch.setattr(file, "_file", full)
+        file.write(b"345")
+    assert list(tmp_path.iterdir()) == []
+
+
 # --- spools ---------------------------------------------------------------------------------
 
 
 def test_a_spool_that_is_not_there_yet_is_empty(tmp_path: Path) -> None:
     assert SpoolReader(tmp_path / "none").read(10) == []
+
+
+def test_a_checkpoint_is_an_event_of_its_task(writer: SpoolWriter, path: Path) -> None:
+    writer.append(RecordKind.CHECKPOINT, {"step": 500, "size": 12})
+    ((number, _, kind),) = SpoolReader(path).read(10)
+    assert (number, kind) == (1, CheckpointSaved(500, 12))
 
 
 def test_records_are_numbered_from_one(writer: SpoolWriter, path: Path) -> None:

@@ -69,3 +69,15 @@ def test_a_long_detail_keeps_its_end() -> None:
 def test_wait_statuses() -> None:
     statuses = [Exit.from_wait_status(s) for s in (0, 3 << 8, 9, 0x8B, None)]
     assert statuses == [Exit(exit_code=0), Exit(exit_code=3), Exit(signal=9), Exit(signal=11), Exit()]
+
+
+def test_files_and_notes_of_a_task_are_passed_on() -> None:
+    outcome = Outcome(TaskStatus.COMPLETED, artifacts={"model.keras": 7}, notes=("a note",))
+    result = unasked(Exit(exit_code=0), outcome)
+    assert (result.artifacts, result.notes) == ({"model.keras": 7}, ("a note",))
+
+
+@pytest.mark.parametrize("name", ["../x", "", "a/b", "A", "x" * 65])
+def test_files_that_could_not_be_asked_for_are_dropped(name: str) -> None:
+    outcome = Outcome(TaskStatus.COMPLETED, artifacts={name: 7, "ok": -1})
+    assert unasked(Exit(exit_code=0), outcome).artifacts == {}

@@ -93,5 +93,5 @@ async def test_a_fork_that_was_lost_while_its_attempt_stops_is_not_repeated(
 async def test_a_subscription_however_short_ends_the_absence_of_a_coordinator(agent: Agent) -> None:
     absences = agent.rounds.absences
     absences.abandoned(agent.studies_alone(), 0.0)
-    agent.unsubscribe(agent.subscribe(ATTEMPT.study_id, {}))
+    agent.subscribers.remove(agent.subscribe(ATTEMPT.study_id, {}))
     assert absences.abandoned(agent.studies_alone(), agent.config.abandon_limit) == set()

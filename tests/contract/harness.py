@@ -60,6 +60,8 @@ def scripted(request: agent_pb2.StartAttemptRequest, task: types_pb2.TaskId) -> 
         reports=int(values.get("reports", 3)),
         ready_after=0.0 if values.get("ready", True) else math.inf,
         ends_with=completed() if kind is None else failed(kind),
+        artifacts={name: text.encode() for name, text in values.get("artifacts", {}).items()},
+        checkpoints=(values["checkpoint"].encode(),) if "checkpoint" in values else (),
     )
 
 
@@ -93,6 +95,22 @@ class Harness:
     ) -> bool:
         request = agent_pb2.StopAttemptRequest(attempt=attempt, reason=reason)
         return bool((await self.stub.StopAttempt(request, timeout=DEADLINE)).was_active)
+
+    async def read(self, attempt: types_pb2.AttemptId, name: str) -> bytes:
+        """A file that a task left."""
+        request = agent_pb2.ReadArtifactRequest(attempt=attempt, name=name)
+        return b"".join([part.data async for part in self.stub.ReadArtifact(request, timeout=DEADLINE)])
+
+    async def give(
+        self, attempt: types_pb2.AttemptId, *pieces: bytes, name: str = "restore.npz", size: int | None = None
+    ) -> None:
+        """Gives a file to a prepared attempt, in these pieces; ``size`` as it is announced."""
+        total = sum(map(len, pieces)) if size is None else size
+        artifact = types_pb2.Artifact(name=name, size=total)
+        header = agent_pb2.ArtifactHeader(attempt=attempt, artifact=artifact)
+        requests = [agent_pb2.WriteArtifactRequest(header=header)]
+        requests += [agent_pb2.WriteArtifactRequest(data=piece) for piece in pieces]
+        await self.stub.WriteArtifact(iter(requests), timeout=DEADLINE)
 
     async def inventory(self) -> Any:
         return await self.stub.GetInventory(agent_pb2.GetInventoryRequest(), timeout=DEADLINE)

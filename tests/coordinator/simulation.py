@@ -8,7 +8,18 @@ from collections.abc import Callable
 
 from coordinator import events as ev
 from coordinator.domain import AttemptId, Failure, StopReason, StudySpec, TaskResult, Trial
-from coordinator.instructions import Instruction, PrepareAttempt, Save, SetTimer, StartAttempt, StopAttempt
+from coordinator.instructions import (
+    DropArtifacts,
+    FetchArtifacts,
+    FetchCheckpoint,
+    Instruction,
+    PrepareAttempt,
+    PublishModel,
+    Save,
+    SetTimer,
+    StartAttempt,
+    StopAttempt,
+)
 from coordinator.machine import StudyMachine
 from coordinator.transitions import LateEventError
 from nhop_models.contract import FailureKind, TaskId, TaskRole, TaskStatus
@@ -49,6 +60,16 @@ class Simulation:
         self.lost: set[str] = set()
         self.ends: dict[int, list[Trial]] = {}
         self.started: dict[AttemptId, int] = {}
+        self.below: dict[AttemptId, float | None] = {}
+        self.work: list[tuple[int, Callable[[], None]]] = []  # transfers of files of trials
+        self.models: dict[int, str] = {}  # by trial: nothing where it is here, or why it is not
+        self.best: int | None = None  # whose model shall be published
+        self.published: int | None = None
+        self.asked: set[int] = set()  # trials whose model was to be published
+        self.dropped: set[int] = set()
+        self.saved: dict[AttemptId, int] = {}
+        self.checkpoints: dict[int, tuple[int, int]] = {}  # attempt and step, by trial
+        self.restored: dict[AttemptId, tuple[int, int]] = {}
 
     def run(self, limit: int = 100_000) -> None:
         self.feed(ev.StudyBegun())
@@ -74,6 +95,8 @@ class Simulation:
         for host, stream in self.ordered.items():
             if stream and host not in self.lost:
                 choices.append(lambda stream=stream: self.feed(stream.pop(0)))  # type: ignore[misc]
+        first = dict(reversed(self.work))  # those of a trial in their order
+        choices += [lambda item=item: self.transfer(*item) for item in first.items()]  # type: ignore[misc]
         choices += [lambda key=key: self.advance(*key) for key in self.running]  # type: ignore[misc]
         if not choices or self.rng.random() < 0.02:
             self.fire_timer()
@@ -87,7 +110,7 @@ class Simulation:
             return
         if self.timers:
             first = min(self.timers, key=lambda timer: timer.at)
-            idle = not self.pending and not any(self.ordered.values()) and not self.running
+            idle = not self.pending and not self.work and not any(self.ordered.values()) and not self.running
             if idle or first.at <= self.now:
                 self.timers.remove(first)
                 self.now = max(self.now, first.at)
@@ -128,6 +151,18 @@ class Simulation:
                 self.prepare(attempt, host, tasks, ports)
             case StartAttempt():
                 self.start(instruction)
+            case FetchArtifacts(attempt, host):
+                self.work.append((attempt.trial, lambda: self.fetch_model(attempt, host)))
+            case FetchCheckpoint(attempt, host, step):
+                self.work.append((attempt.trial, lambda: self.fetch_checkpoint(attempt, host, step)))
+            case PublishModel(trial):
+                self.best = trial
+                self.asked.add(trial)
+                self.work.append((trial, lambda: self.publish(trial)))
+            case DropArtifacts(trial):
+                self.models.pop(trial, None)
+                self.dropped.add(trial)
+                self.checkpoints.pop(trial, None)
             case StopAttempt(attempt, host, reason):
                 active = (attempt, host) in self.leases
                 if host in self.lost:
@@ -158,6 +193,9 @@ class Simulation:
             self.pending.append(ev.StartFailed(attempt, host, failure))
             return
         self.started[attempt] = self.started.get(attempt, 0) + 1
+        self.below[attempt] = instruction.keep_model_below
+        if instruction.restore:
+            self.restored[attempt] = self.checkpoints[attempt.trial]
         self.running[attempt, host] = list(self.leases[attempt, host])
         for task in self.leases[attempt, host]:
             self.ordered[host].append(ev.TaskStarted(attempt, host, task))
@@ -173,13 +211,46 @@ class Simulation:
             spared = task.role is TaskRole.WORKER and task != CHIEF
             if not spared or kind not in (FailureKind.KILLED, FailureKind.CRASHED, FailureKind.PEER_LOST):
                 self.stop(attempt, host, StopReason.FAILED)
+        elif task == CHIEF and self.rng.random() < self.chance("checkpoint"):
+            self.saved[attempt] = self.saved.get(attempt, 0) + 1
+            self.ordered[host].append(ev.CheckpointSaved(attempt, host, self.saved[attempt]))
         elif task == CHIEF:
             loss = loss_of(self.parameters[attempt])
-            result = TaskResult(TaskStatus.COMPLETED, train_loss=loss * 2, val_loss=loss, step=10)
+            below = self.below[attempt]
+            saves = self.spec.training.keep_model and (below is None or loss < below)
+            files = {"model.keras": 100, "predictions.npz": 10} if saves else {}
+            result = TaskResult(
+                TaskStatus.COMPLETED, train_loss=loss * 2, val_loss=loss, step=10, artifacts=files
+            )
             self.end_task(attempt, host, task, result)
             self.stop(attempt, host, StopReason.FINISHED)
         if (attempt, host) in self.running and not self.running[attempt, host]:
             self.stop(attempt, host, StopReason.FINISHED)
+
+    # --- files --------------------------------------------------------------------------------
+
+    def transfer(self, trial: int, work: Callable[[], None]) -> None:
+        self.work.remove((trial, work))
+        work()
+
+    def fails(self, host: str) -> str:
+        return "no way" if host in self.lost or self.rng.random() < self.chance("transfer") else ""
+
+    def fetch_model(self, attempt: AttemptId, host: str) -> None:
+        self.models[attempt.trial] = self.fails(host)
+
+    def publish(self, trial: int) -> None:
+        if self.best != trial:
+            return
+        problem = self.models.get(trial)
+        self.published = trial if problem == "" else None
+        self.pending.append(ev.ModelPublished(trial, problem == "", problem or ""))
+
+    def fetch_checkpoint(self, attempt: AttemptId, host: str, step: int) -> None:
+        problem = self.fails(host)
+        if not problem:
+            self.checkpoints[attempt.trial] = (attempt.attempt, step)
+        self.pending.append(ev.CheckpointFetched(attempt, step, problem))
 
     def stop(self, attempt: AttemptId, host: str, reason: StopReason) -> None:
         for task in list(self.running.get((attempt, host), ())):

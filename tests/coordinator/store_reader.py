@@ -60,6 +60,8 @@ def read_study(path: Path) -> Study:
         reason=row["reason"],
         started_at=row["started_at"],
         ended_at=row["ended_at"],
+        model_trial=row["model_trial"],
+        model_problem=row["model_problem"],
     )
 
 
@@ -115,4 +117,5 @@ def _trial(row: sqlite3.Row) -> Trial:
         seconds=row["seconds"],
         hosts=tuple(json.loads(row["hosts"])),
         notes=tuple(json.loads(row["notes"])),
+        metrics=json.loads(row["metrics"]),
     )

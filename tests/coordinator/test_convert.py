@@ -129,9 +129,41 @@ def test_a_start_says_everything():
     assert convert.seconds_of(request.limits.start) == 60.0
 
 
+def test_a_start_says_what_is_kept():
+    training = Training(
+        "m:M", {}, 0.0, sync_replicas=True, sync_backup_workers=1, checkpoint_every=500, keep_model=True
+    )
+    command = StartAttempt(ATTEMPT, "a", (), (), {}, 100, 42, keep_model_below=0.5)
+    sent = convert.start_to_pb(command, training, Limits(), 0, 1).training
+    assert (sent.sync_replicas, sent.sync_backup_workers, sent.checkpoint_every) == (True, 1, 500)
+    assert (sent.keep_model, sent.keep_model_below) == (True, 0.5)
+    first = StartAttempt(ATTEMPT, "a", (), (), {}, 100, 42)
+    assert not convert.start_to_pb(first, training, Limits(), 0, 1).training.HasField("keep_model_below")
+
+
+def test_a_lease_is_longer_where_a_checkpoint_goes_there_first():
+    prepare = PrepareAttempt(ATTEMPT, "a", (WORKER,), ports=False, restores=True)
+    assert convert.seconds_of(convert.prepare_to_pb(prepare).lease_timeout) > convert.LEASE_TIMEOUT
+
+
+def test_files_and_notes_of_a_task_come_along():
+    outcome = types_pb2.TaskOutcome(status=types_pb2.TASK_STATUS_COMPLETED, notes=["slow"])
+    outcome.artifacts.add(name="model.keras", size=7)
+    result = convert.result_from_pb(outcome)
+    assert (result.artifacts, result.notes) == ({"model.keras": 7}, ("slow",))
+
+
+@pytest.mark.parametrize(("source", "steps"), [("worker/0", [500]), ("worker/1", [])])
+def test_only_the_chiefs_checkpoints_count(source, steps):
+    message = event(checkpoint_saved=agent_pb2.CheckpointSaved(step=500))
+    message.source = source
+    _, events = convert.events_from_pb("a", ATTEMPT.study_id, [message])
+    assert [each.step for each in events] == steps
+
+
 TRIAL = Trial(
     3, 2, TrialState.FAILED, {"x": 1, "layers": [4, 5]}, failure=Failure(FailureKind.DATA, "no"),
-    attempts=2, seconds=1.5, hosts=("a",),
+    attempts=2, seconds=1.5, hosts=("a",), notes=("lost", "found"), metrics={"mae": 0.5},
 )  # fmt: skip
 
 

@@ -6,8 +6,8 @@ import math
 
 import pytest
 
+from coordinator import availability
 from coordinator import events as ev
-from coordinator import machine as machine_module
 from coordinator.domain import (
     AttemptId,
     Cluster,
@@ -24,7 +24,6 @@ from coordinator.domain import (
 from coordinator.instructions import (
     CheckAttempt,
     PrepareAttempt,
-    Save,
     SetTimer,
     StartAttempt,
     StopAttempt,
@@ -35,87 +34,8 @@ from coordinator.machine import StudyMachine
 from coordinator.search.space import Float
 from coordinator.transitions import IllegalTransitionError, LateEventError
 from nhop_models.contract import FailureKind, TaskId, TaskStatus
+from tests.coordinator.driver import CHIEF, WORKER_1, Driver, completed, failed, of, saved, stopped, timers
 from tests.coordinator.studies import make_spec
-
-CHIEF = TaskId.parse("worker/0")
-
-
-class Driver:
-    """A machine, what it asked for, and shorthands for what hosts say."""
-
-    def __init__(self, hosts=None, **changes):
-        self.spec = make_spec(**changes)
-        self.machine = StudyMachine(self.spec, hosts or {"a": 1}, now=0.0, started_at=1000.0)
-        self.now = 0.0
-        self.asked = []
-        self.feed(ev.StudyBegun())
-
-    def feed(self, *events):
-        """Gives events; returns what the machine asks for."""
-        asked = [i for event in events for i in self.machine.handle(event, self.now)]
-        self.asked += asked
-        return asked
-
-    def attempt(self, trial, attempt=1):
-        return AttemptId("s1", trial, attempt)
-
-    def start(self, trial, attempt=1, hosts=("a",)):
-        for host in hosts:
-            prepare = next(
-                i for i in reversed(self.asked) if isinstance(i, PrepareAttempt) and i.host == host
-            )
-            addresses = {task: f"{host}:{task}" for task in prepare.tasks} if prepare.ports else {}
-            self.feed(ev.PrepareSucceeded(self.attempt(trial, attempt), host, addresses))
-        for host in hosts:
-            self.feed(ev.StartSucceeded(self.attempt(trial, attempt), host))
-
-    def end_task(self, trial, result, *, task=CHIEF, attempt=1, host="a"):
-        return self.feed(ev.TaskEnded(self.attempt(trial, attempt), host, task, result))
-
-    def end(self, trial, *, attempt=1, host="a", reason=StopReason.FINISHED):
-        return self.feed(ev.AttemptEnded(self.attempt(trial, attempt), host, reason))
-
-    def complete(self, trial, loss=1.0, **kind):
-        self.start(trial, **kind)
-        self.end_task(trial, completed(loss), **kind)
-        return self.end(trial, **kind)
-
-    def fail(self, trial, kind, **where):
-        self.start(trial, **where)
-        self.end_task(trial, failed(kind), **where)
-        return self.end(trial, reason=StopReason.FAILED, **where)
-
-    def trial(self, number):
-        return self.machine.trials()[number - 1]
-
-    @property
-    def study(self):
-        return self.machine.study()
-
-
-def completed(loss, train_loss=5.0):
-    return TaskResult(TaskStatus.COMPLETED, train_loss=train_loss, val_loss=loss, step=10)
-
-
-def failed(kind, message="it broke"):
-    return TaskResult(TaskStatus.FAILED, Failure(kind, message))
-
-
-def stopped(train_loss=None):
-    return TaskResult(TaskStatus.STOPPED, train_loss=train_loss)
-
-
-def of(kind, instructions):
-    return [i for i in instructions if isinstance(i, kind)]
-
-
-def timers(kind, instructions):
-    return [i for i in of(SetTimer, instructions) if isinstance(i.timer, kind)]
-
-
-def saved(kind, instructions):
-    return [i.item for i in of(Save, instructions) if isinstance(i.item, kind)]
-
 
 # --- trials and stages ----------------------------------------------------------------------------
 
@@ -317,7 +237,6 @@ def test_a_lost_peer_gives_way_to_why_it_was_lost():
     assert driver.trial(1).failure == Failure(FailureKind.CRASHED, "ps crashed")
 
 
-WORKER_1 = TaskId.parse("worker/1")
 PS = TaskId.parse("ps/0")
 
 
@@ -465,7 +384,7 @@ def refuse_for_long(driver, until):
 def test_a_study_without_any_room_says_so_once():
     driver = Driver()
     (timer,) = timers(ev.CrowdedOutTimer, refuse_for_long(driver, 60.0))
-    assert timer.at == machine_module.CROWDED_OUT_LIMIT
+    assert timer.at == availability.CROWDED_OUT_LIMIT
     (tell,) = of(Tell, driver.feed(ev.TimerFired(timer.timer)))
     assert tell.notice.warning
     assert "others use a" in tell.notice.message
@@ -542,7 +461,7 @@ def never_ends(driver):
 def test_slots_that_never_come_back_fail_the_study_in_the_end():
     driver = Driver()
     (timer,) = timers(ev.HostsGoneTimer, never_ends(driver))
-    assert timer.at == driver.now + machine_module.HOSTS_GONE_LIMIT
+    assert timer.at == driver.now + availability.HOSTS_GONE_LIMIT
     driver.feed(ev.TimerFired(timer.timer))
     assert driver.study.state is StudyState.FAILED
     assert "do not end" in driver.study.reason
@@ -641,7 +560,7 @@ def test_the_user_is_told_that_too_few_hosts_are_left():
 def test_a_study_without_hosts_fails_in_the_end():
     driver = Driver()
     (timer,) = of(SetTimer, driver.feed(ev.HostLost("a", "cut")))
-    assert timer.at == machine_module.HOSTS_GONE_LIMIT
+    assert timer.at == availability.HOSTS_GONE_LIMIT
     driver.feed(ev.TimerFired(timer.timer))
     assert driver.study.state is StudyState.FAILED
 

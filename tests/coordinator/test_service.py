@@ -103,6 +103,22 @@ async def test_a_submitted_study_completes_while_it_is_watched(served):
     assert {u.number for u in updates if isinstance(u, Trial)} == {1, 2, 3, 4}
 
 
+async def test_clients_see_metrics_and_notes_and_find_the_best_model(served, agent):
+    def script(request, task):
+        outcome = fake.completed()
+        outcome.metrics["mae"] = 0.25
+        outcome.notes.append("slow disk")
+        return fake.TaskScript(ends_with=outcome, artifacts={"model.keras": b"model"})
+
+    agent.script = script
+    study = await served.submit()
+    end = (await served.watch(study.study_id))[-1]
+    assert (end.best.metrics, end.best.notes) == ({"mae": 0.25}, ("slow disk",))
+    trials = await served.call(lambda: list(served.client.trials(study.study_id)))
+    assert [trial.metrics for trial in trials] == [{"mae": 0.25}] * 4
+    assert (Path(end.output_directory) / "best_model.keras").read_bytes() == b"model"
+
+
 async def test_results_agree_with_the_store(served):
     study = await served.submit()
     end = (await served.watch(study.study_id))[-1]

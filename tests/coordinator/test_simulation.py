@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from coordinator.domain import Cluster, StageBudget, StudyState, TrialState
+from coordinator.domain import AttemptId, Cluster, StageBudget, StudyState, Training, TrialState
 from nhop_models.contract import FailureKind
 from tests.coordinator.simulation import Simulation, loss_of
 from tests.coordinator.studies import make_spec
@@ -14,10 +14,12 @@ from tests.coordinator.studies import make_spec
 STAGES = (StageBudget(10, 12), StageBudget(5, 6))
 FAULTS = {"KILLED": 0.05, "CRASHED": 0.03, "PEER_LOST": 0.01, "INTERNAL": 0.01, "USER_CODE": 0.01}
 FAULTS |= {"lose": 0.01, "find": 0.1, "foreign": 0.05}
+KEEPS = {"checkpoint": 0.5}
 
 
 def simulate(seed: int, cluster: Cluster, faults: dict[str, float] | None = None, **hosts: int) -> Simulation:
-    spec = make_spec(stages=STAGES, cluster=cluster, max_attempts=100)
+    training = Training("Regressor", {}, 0.0, checkpoint_every=1, keep_model=True)
+    spec = make_spec(stages=STAGES, cluster=cluster, max_attempts=100, training=training)
     chance = (lambda what: faults.get(what, 0.0)) if faults else (lambda what: 0.0)
     simulation = Simulation(spec, hosts or {"a": 2, "b": 3}, random.Random(seed), chance=chance)
     simulation.run()
@@ -68,3 +70,48 @@ def test_slots_are_never_asked_for_twice(seed):
     refused = [timer for timer in simulation.timers if type(timer.timer).__name__ == "BackOffTimer"]
     assert refused == []
     assert set(simulation.started.values()) <= {1, 2}
+
+
+@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("cluster", [Cluster(0, 1), Cluster(2, 4)], ids=str)
+def test_the_published_model_is_the_best_trials(seed, cluster):
+    study = (simulation := simulate(seed, cluster, {**FAULTS, **KEEPS})).machine.study()
+    if study.state is StudyState.COMPLETED:
+        assert simulation.published == study.model_trial
+        if simulation.models[study.best.number]:
+            assert (study.model_trial, study.model_problem) == (None, "no way")
+        else:
+            assert (study.model_trial, study.model_problem) == (study.best.number, "")
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_a_model_that_cannot_be_fetched_is_never_replaced_by_another(seed):
+    study = (simulation := simulate(seed, Cluster(1, 2), {"transfer": 0.5})).machine.study()
+    assert study.state is StudyState.COMPLETED
+    assert simulation.published == study.model_trial
+    assert study.model_trial == (None if simulation.models[study.best.number] else study.best.number)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_new_attempts_go_on_from_the_newest_checkpoint_that_is_here(seed):
+    simulation = simulate(seed, Cluster(1, 2), {"KILLED": 0.2, **KEEPS})
+    assert simulation.restored
+    for trial in simulation.machine.trials():
+        newest = None
+        for number in range(1, trial.attempts + 1):
+            attempt = AttemptId("s1", trial.number, number)
+            assert simulation.restored.get(attempt) == newest
+            if attempt in simulation.restored and attempt in simulation.started:
+                step = f"attempt {number} goes on from step {newest[1]} of attempt {newest[0]}"
+                assert step in trial.notes
+            if attempt in simulation.saved:
+                newest = (number, simulation.saved[attempt])
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_of_trials_that_are_over_nothing_is_left(seed):
+    simulation = simulate(seed, Cluster(1, 2), {**FAULTS, **KEEPS, "transfer": 0.1})
+    study = simulation.machine.study()
+    if study.state is StudyState.COMPLETED:
+        left = simulation.models.keys() | simulation.checkpoints.keys()
+        assert left <= simulation.dropped | simulation.asked

@@ -38,10 +38,13 @@ FAILED = Trial(
     hosts=("a", "b"),
     notes=("worker/1 was lost",),
 )
-COMPLETED = Trial(2, 1, TrialState.COMPLETED, {"x": 1}, loss=0.1, train_loss=0.2, val_loss=0.1, attempts=1)
+COMPLETED = Trial(
+    2, 1, TrialState.COMPLETED, {"x": 1}, loss=0.1, train_loss=0.2, val_loss=0.1, attempts=1,
+    metrics={"mae": 0.25},
+)  # fmt: skip
 STUDY = Study(
     "s1", StudyState.COMPLETED, (Stage(1, StageBudget(10, 2), SPACE, COMPLETED),), 1,
-    TrialCounts(total=2, completed=1, failed=1), COMPLETED, "", 1000.0, 1010.0,
+    TrialCounts(total=2, completed=1, failed=1), COMPLETED, "", 1000.0, 1010.0, 2, "no predictions",
 )  # fmt: skip
 
 
@@ -86,8 +89,9 @@ async def test_a_loss_that_is_not_a_number_survives(store, tmp_path):
 
 async def test_attempts_and_task_outcomes_are_kept(store, tmp_path):
     result = TaskResult(
-        TaskStatus.COMPLETED, step=10, train_loss=0.5, phase_seconds={"steps": 1.5}, exit_code=0
-    )
+        TaskStatus.COMPLETED, step=10, train_loss=0.5, phase_seconds={"steps": 1.5}, exit_code=0,
+        artifacts={"model.keras": 7}, notes=("slow",),
+    )  # fmt: skip
     await store.commit(
         [AttemptRecord(ATTEMPT, "ended", {"a": (CHIEF,)}, 1.0, 2.0), TaskRecord(ATTEMPT, "a", CHIEF, result)],
         [],
@@ -97,6 +101,8 @@ async def test_attempts_and_task_outcomes_are_kept(store, tmp_path):
         assert row == ("ended", '{"a": ["worker/0"]}', 2.0)
         (row,) = connection.execute("SELECT task, status, phase_seconds, exit_code FROM tasks").fetchall()
         assert row == ("worker/0", "COMPLETED", '{"steps": 1.5}', 0)
+        (row,) = connection.execute("SELECT artifacts, notes FROM tasks").fetchall()
+        assert row == ('{"model.keras": 7}', '["slow"]')
     connection.close()
 
 
@@ -119,7 +125,7 @@ async def test_a_commit_survives_without_closing(store, tmp_path):
 
 async def test_the_file_says_its_version(store, tmp_path):
     with sqlite3.connect(tmp_path / "study.db") as connection:
-        assert connection.execute("PRAGMA user_version").fetchone() == (1,)
+        assert connection.execute("PRAGMA user_version").fetchone() == (2,)
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     connection.close()
 

@@ -19,7 +19,7 @@ import itertools
 import math
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 import grpc
@@ -79,7 +79,8 @@ class TaskScript:
 
     ``ready_after`` inf: it fails to start (START_TIMEOUT after the start limit). ``runs_for`` is
     the time from ready to the end, over which ``reports`` reports are spread evenly; inf: it reports
-    at once and runs until it is told to stop, which takes ``stops_after``.
+    at once and runs until it is told to stop, which takes ``stops_after``. ``artifacts`` are what it
+    leaves where it was not stopped; each of ``checkpoints`` is saved with one of the last reports.
     """
 
     runs_for: float = 0.0
@@ -87,6 +88,8 @@ class TaskScript:
     reports: int = 3
     ready_after: float = 0.0
     stops_after: float = 0.0
+    artifacts: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
+    checkpoints: tuple[bytes, ...] = ()
 
 
 def default_script(request: agent_pb2.StartAttemptRequest, task: types_pb2.TaskId) -> TaskScript:
@@ -132,6 +135,8 @@ class _Attempt:
     ended: bool = False
     lease_timer: asyncio.TimerHandle | None = None
     running: set[asyncio.Task[None]] = dataclasses.field(default_factory=set)
+    files: dict[str, bytes] = dataclasses.field(default_factory=dict)
+    restore: bytes | None = None
 
     @property
     def slots(self) -> int:
@@ -139,7 +144,10 @@ class _Attempt:
 
 
 class ScriptedAgent(agent_pb2_grpc.AgentServiceServicer):
-    """See the module. ``calls`` lists (method, request) as they came."""
+    """See the module. ``calls`` lists (method, request) as they came.
+
+    ``reading`` is awaited before each chunk of an artifact that is read; ``full``: nothing can be written.
+    """
 
     def __init__(
         self, *, slots: int = 2, script: Script = default_script, loss: Loss = default_loss,
@@ -150,6 +158,9 @@ class ScriptedAgent(agent_pb2_grpc.AgentServiceServicer):
         self.loss = loss
         self.hostname = hostname
         self.calls: list[tuple[str, Any]] = []
+        self.reading: Callable[[str], Awaitable[Any]] = _at_once
+        self.full = False
+        self.subscriptions = 0
         self.incarnation = f"{hostname}-{time.time_ns()}"
         self._ports = itertools.count(first_port)
         self._attempts: dict[Key, _Attempt] = {}
@@ -283,6 +294,52 @@ class ScriptedAgent(agent_pb2_grpc.AgentServiceServicer):
         if text[start:]:
             yield agent_pb2.ReadLogResponse(data=text[start:])
 
+    async def ReadArtifact(  # noqa: N802
+        self, request: Any, context: Any
+    ) -> AsyncIterator[agent_pb2.ReadArtifactResponse]:
+        self.calls.append(("ReadArtifact", request))
+        await _check(context, _problems(request.attempt) + _name_problems(request.name))
+        attempt = self._attempts.get(key(request.attempt))
+        if attempt is None or request.name not in attempt.files:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "no such file is here")
+            raise AssertionError
+        data = attempt.files[request.name]
+        for place in range(0, len(data), 1 << 20):
+            await self.reading(request.name)
+            yield agent_pb2.ReadArtifactResponse(data=data[place : place + (1 << 20)])
+
+    async def WriteArtifact(  # noqa: N802
+        self, request_iterator: AsyncIterator[Any], context: Any
+    ) -> agent_pb2.WriteArtifactResponse:
+        first = await anext(request_iterator, None)
+        if first is None or first.WhichOneof("kind") != "header":
+            await _check(context, [("header", "must be the first message")])
+            raise AssertionError
+        header = first.header
+        self.calls.append(("WriteArtifact", header))
+        name_problems = [] if header.artifact.name == "restore.npz" else [("header.artifact.name", "no")]
+        await _check(context, _problems(header.attempt, "header.attempt") + name_problems)
+        if self.full:
+            info = error_details_pb2.ErrorInfo(reason="DISK", domain="nhop")
+            await _refuse(context, code_pb2.RESOURCE_EXHAUSTED, "the disk is full", info)
+        await context.send_initial_metadata((("nhop-accepts", "yes"),))
+        data = bytearray()
+        async for request in request_iterator:
+            data += request.data
+            if len(data) > header.artifact.size or len(request.data) > 1 << 20:
+                await _check(context, [("data", "is too much")])
+        if len(data) != header.artifact.size:
+            await _check(context, [("data", "is not of the announced size")])
+        await self._check_fence(header.attempt, context)
+        attempt = self._attempts.get(key(header.attempt))
+        if attempt is None:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "the attempt is not prepared here")
+            raise AssertionError
+        if attempt.start is not None:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "the attempt was started already")
+        attempt.restore = bytes(data)
+        return agent_pb2.WriteArtifactResponse()
+
     # --- events -----------------------------------------------------------------------------
 
     async def StreamEvents(  # noqa: N802
@@ -299,6 +356,7 @@ class ScriptedAgent(agent_pb2_grpc.AgentServiceServicer):
         self._acknowledge(first.subscribe.positions)
         sent = {(key(p.attempt), p.source): p.sequence for p in first.subscribe.positions}
         subscription = _Subscription(sent)
+        self.subscriptions += 1
         self._subscriptions[study] = subscription
         reader = asyncio.create_task(self._read_acknowledgements(request_iterator))
         try:
@@ -436,6 +494,12 @@ class ScriptedAgent(agent_pb2_grpc.AgentServiceServicer):
             best = loss if best is None else min(best, loss)
             report = types_pb2.Report(step=step, train_loss=loss, time=_now())
             self._emit(attempt, source, report=report)
+            saved = number - 1 - script.reports + len(script.checkpoints)
+            if 0 <= saved < len(script.checkpoints):
+                attempt.files["checkpoint.npz"] = script.checkpoints[saved]
+                artifact = types_pb2.Artifact(name="checkpoint.npz", size=len(script.checkpoints[saved]))
+                checkpoint = agent_pb2.CheckpointSaved(step=step, artifact=artifact)
+                self._emit(attempt, source, checkpoint_saved=checkpoint)
         if not script.reports:
             await _told(task, script.runs_for)
         elif math.isinf(script.runs_for):
@@ -447,6 +511,12 @@ class ScriptedAgent(agent_pb2_grpc.AgentServiceServicer):
             outcome.train_loss = best
             if source == "worker/0" and not outcome.HasField("val_loss"):
                 outcome.val_loss = best
+        if not task.told.is_set():
+            attempt.files |= script.artifacts
+            for title, content in script.artifacts.items():
+                outcome.artifacts.add(name=title, size=len(content))
+        if attempt.restore is not None and source == "worker/0":
+            outcome.notes.append(f"went on from {attempt.restore.decode()}")
         return outcome
 
 
@@ -459,6 +529,10 @@ class _Subscription:
     def close(self) -> None:
         self.closed.set()
         self.wake.set()
+
+
+async def _at_once(name: str) -> None:
+    """Waits for nothing."""
 
 
 async def _told(task: _Task, seconds: float) -> bool:
@@ -489,10 +563,16 @@ def _study_problems(study: str, field: str) -> Problems:
     return [(field, "must be 1 to 64 of [a-z0-9-], a letter or digit first")]
 
 
-def _problems(attempt: types_pb2.AttemptId) -> Problems:
-    problems = _study_problems(attempt.study_id, "attempt.study_id")
+def _name_problems(name: str) -> Problems:
+    if re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", name):
+        return []
+    return [("name", "must be 1 to 64 of [a-z0-9._-], a letter or digit first")]
+
+
+def _problems(attempt: types_pb2.AttemptId, place: str = "attempt") -> Problems:
+    problems = _study_problems(attempt.study_id, f"{place}.study_id")
     problems += [
-        (f"attempt.{field}", "must be at least 1")
+        (f"{place}.{field}", "must be at least 1")
         for field in ("trial", "attempt")
         if getattr(attempt, field) < 1
     ]

@@ -15,11 +15,14 @@ import signal
 import socket
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from nhop_models.contract import (
+    ARTIFACTS_FOLDER,
+    CHECKPOINT_FILE,
+    RESTORE_FILE,
     TASK_SIGNALS,
     FailureKind,
     Outcome,
@@ -29,6 +32,7 @@ from nhop_models.contract import (
     TaskSpec,
     TaskStatus,
     lease_expired,
+    write_atomically,
 )
 
 
@@ -46,6 +50,8 @@ class Script:
     exits: int | None = None  # exit code at the end, without an outcome
     leaves: str = ""  # "daemon": a process in a session of its own; "child": one in its group
     damages: bool = False  # writes garbage to its spool after the reports
+    checkpoint: str = ""  # what it saves as its checkpoint, after the reports
+    artifacts: dict[str, str] = field(default_factory=dict)  # files that it leaves, by name
 
 
 def run_task(directory: Path, task: TaskId) -> None:
@@ -76,6 +82,9 @@ def run_task(directory: Path, task: TaskId) -> None:
             best = loss if best is None else min(best, loss)
             values = {"step": step, "train_loss": loss, "val_loss": None, "metrics": {"m": 0.5}}
             spool.append(RecordKind.REPORT, values)
+    if script.checkpoint:
+        _save(directory, CHECKPOINT_FILE, script.checkpoint)
+        spool.append(RecordKind.CHECKPOINT, {"step": step, "size": len(script.checkpoint)})
     if script.damages:
         with (directory / f"{task.file_stem}.reports").open("ab") as file:
             file.write(b"\x05\x00\x00\x00garbage-garbage")
@@ -93,9 +102,20 @@ def run_task(directory: Path, task: TaskId) -> None:
     elif script.ends_with != "COMPLETED":
         status, kind, message = TaskStatus.FAILED, FailureKind[script.ends_with], "scripted failure"
     val_loss = best if task.is_chief and not told else None
-    outcome = Outcome(status, kind, message, "", step, best, val_loss)
+    for name, text in script.artifacts.items():
+        _save(directory, name, text)
+    sizes = {name: len(text) for name, text in script.artifacts.items()}
+    restore = directory / RESTORE_FILE
+    notes = (f"went on from {restore.read_text()}",) if restore.exists() else ()
+    outcome = Outcome(status, kind, message, "", step, best, val_loss, artifacts=sizes, notes=notes)
     outcome.write(directory / f"{task.file_stem}.outcome.json")
     os._exit(0)
+
+
+def _save(directory: Path, name: str, text: str) -> None:
+    folder = directory / ARTIFACTS_FOLDER
+    folder.mkdir(exist_ok=True)
+    write_atomically(folder / name, text)
 
 
 def _wait(directory: Path, script: Script, seconds: float | None) -> bool:

@@ -211,11 +211,10 @@ def test_epochs_beside_stages_are_noted():
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("sync_replicas", True, "not in this version"),
         ("hyperparam_opt", "TPE", "only RS (random search) is in this version"),
         ("hyperparam_opt", "GA", "not the text 'GA'"),
         ("pruner", "median", "not in this version"),
-        ("checkpoint", True, "not in this version"),
+        ("checkpoint", True, "did you mean checkpoint_every?"),
         ("num_gpus", 1, "not used in this version"),
         ("nn_model", "Custom", "package.module:Class"),
         ("search_space", {"x": {"low": 1, "high": 2, "conditions": []}}, "not in this version"),
@@ -230,6 +229,40 @@ def test_what_this_version_does_not_have_is_refused(key, value, words):
 )
 def test_what_this_version_does_not_have_may_be_switched_off(key, value):
     load({key: value})
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"sync_backup_workers": 1}, "is for sync_replicas: true only"),
+        ({"sync_replicas": True, "sync_backup_workers": 2}, "less than the number of workers, 2"),
+        ({"sync_replicas": True, "sync_backup_workers": -1}, "must be at least 0"),
+        ({"checkpoint_every": 0}, "must be at least 1"),
+        ({"keep_model": 1}, "must be true or false"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_the_remedy(keys, words):
+    assert words in message(keys)
+
+
+def test_synchronous_training_goes_to_the_tasks():
+    training = load({"sync_replicas": True, "sync_backup_workers": 1}).to_spec("s").training
+    assert (training.sync_replicas, training.sync_backup_workers) == (True, 1)
+
+
+def test_what_is_kept_goes_to_the_tasks():
+    training = load({"checkpoint_every": 500, "keep_model": False}).to_spec("s").training
+    assert (training.checkpoint_every, training.keep_model) == (500, False)
+
+
+def test_synchronous_training_of_one_worker_is_noted():
+    (note,) = load({"sync_replicas": True, "cluster": {"ps": 1, "workers": 1}}).notes
+    assert note == "sync_replicas has no effect: there is one worker only"
+
+
+def test_checkpoints_that_nothing_goes_on_from_are_noted():
+    (note,) = load({"checkpoint_every": 500, "max_attempts": 1}).notes
+    assert "nothing is tried again" in note
 
 
 @pytest.mark.parametrize("key", ["trainer", "file2distribute", "running_stage"])

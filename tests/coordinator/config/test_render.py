@@ -60,7 +60,6 @@ def test_every_key_has_its_comment():
         "rnn_max_seq_length",
         "rnn_state_dim",
         "num_gpus",
-        "sync_replicas",
     }
     text = load({"search_space": {"x": 1}}).to_yaml()
     shown = {line.split(":")[0]: line for line in text.splitlines() if not line.startswith(" ")}

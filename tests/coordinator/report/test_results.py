@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -116,3 +117,44 @@ def test_a_study_without_a_completed_trial_has_no_best(tmp_path, study):
     write_results(tmp_path, empty, (), CONFIG, spec)
     assert not (tmp_path / "best_config.yaml").exists()
     assert json.loads((tmp_path / "summary.json").read_text())["best"] is None
+
+
+def test_metrics_have_columns_of_their_names(tmp_path, study):
+    spec, state, (best, failed) = study
+    best = replace(best, metrics={"mae": 0.25, "accuracy": 1 / 3, "width": 2.0, "loss": 9.0})
+    write_results(tmp_path, replace(state, best=best), (best, failed), CONFIG, spec)
+    with (tmp_path / "trials.csv").open(newline="") as file:
+        first, second = csv.DictReader(file)
+    assert list(first)[5:10] == ["val_loss", "accuracy", "metric_loss", "mae", "metric_width"]
+    assert (float(first["accuracy"]), first["metric_loss"], first["width"]) == (1 / 3, "9.0", "3")
+    assert second["accuracy"] == ""
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["best"]["metrics"]["accuracy"] == 1 / 3
+
+
+def best_of(folder, spec, state, trials):
+    write_results(folder, state, trials, CONFIG, spec)
+    return json.loads((folder / "summary.json").read_text())["best"]
+
+
+def test_the_summary_names_the_best_trials_files(tmp_path, study):
+    spec, state, trials = study
+    for name in ("best_model.keras", "best_predictions.npz"):
+        (tmp_path / name).touch()
+    best = best_of(tmp_path, spec, replace(state, model_trial=1), trials)
+    assert (best["model"], best["predictions"]) == ("best_model.keras", "best_predictions.npz")
+    assert best["model_problem"] is None
+
+
+def test_a_model_without_predictions(tmp_path, study):
+    spec, state, trials = study
+    (tmp_path / "best_model.keras").touch()
+    best = best_of(tmp_path, spec, replace(state, model_trial=1, model_problem="gone"), trials)
+    assert (best["model"], best["predictions"], best["model_problem"]) == ("best_model.keras", None, "gone")
+
+
+def test_a_model_of_another_trial_is_not_the_bests(tmp_path, study):
+    spec, state, trials = study
+    (tmp_path / "best_model.keras").touch()
+    best = best_of(tmp_path, spec, replace(state, model_trial=2, model_problem="a: gone"), trials)
+    assert (best["model"], best["model_problem"]) == (None, "a: gone")

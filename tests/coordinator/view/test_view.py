@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -167,6 +168,25 @@ def test_the_last_words(tmp_path, width):
     assert "study s completed: 3 completed, 1 failed" in text
     assert "best loss 0.25 in trial 1 (val_loss 0.25, train_loss 0.2)" in text
     assert f"results in {tmp_path}" in text
+
+
+@pytest.mark.parametrize(
+    ("model_trial", "problem", "words"),
+    [
+        (COMPLETED.number, "", ["its model is", "best_model.keras"]),
+        (None, "a: gone", ["its model could not be kept: a: gone"]),
+        (COMPLETED.number, "a: gone", ["best_model.keras", "its predictions could not be kept: a: gone"]),
+    ],
+)
+def test_the_last_words_say_what_is_kept(tmp_path, model_trial, problem, words):
+    screen = console()
+    best = replace(COMPLETED, metrics={"accuracy": 0.9731, "mae": 1.0})
+    end = replace(study(StudyState.COMPLETED, 2, best), model_trial=model_trial, model_problem=problem)
+    show_result(end, tmp_path, screen)
+    said = screen.file.getvalue()
+    assert "its metrics: accuracy 0.9731, mae 1" in said
+    assert all(word in said for word in words)
+    assert ("best_model.keras" in said) == (model_trial is not None)
 
 
 def test_the_last_words_of_a_study_that_never_began(tmp_path):
