@@ -47,12 +47,14 @@ class ImageCNN(CustomNN):
         return (x[train], y[train]), (x[test], y[test])
 
     def build_model(self, hp: HyperParameters) -> keras.Model:
-        """The blocks of ``conv_filters``; bytes are scaled to 0..1 by the model itself."""
+        """The blocks of ``conv_filters``; bytes are scaled to -1..1 by the model itself."""
         import keras
 
         layers: list[Any] = [keras.layers.Input(self.input_shape, dtype="uint8" if self._bytes else None)]
         if self._bytes:
-            layers.append(keras.layers.Rescaling(1 / 255))
+            # Around 0: an offset that is large beside the contrast would make the averages of the batch
+            # normalisation lag behind the weights, and held-out images be judged by them.
+            layers.append(keras.layers.Rescaling(1 / 127.5, offset=-1.0))
         side = min(self.input_shape[:2])
         for filters in as_list(hp.get("conv_filters", (8, 16))):
             layers += [

@@ -55,7 +55,7 @@ def synthetic_images(number: int, *, seed: int) -> tuple[Array, Array]:
     """Noisy stripes of four directions: x (number, 16, 16, 1) bytes, y (number,) 0 to 3.
 
     Width, phase and contrast of the stripes are random; the noise is normal, with a deviation of
-    20 where the contrast is 20 to 60. The classes are SYNTHETIC_CLASSES.
+    40 where the contrast is 20 to 60. The classes are SYNTHETIC_CLASSES.
     """
     rng = np.random.default_rng([seed, _IMAGE_STREAM])
     y = rng.permutation(np.arange(number) % len(SYNTHETIC_CLASSES))
@@ -71,6 +71,6 @@ def synthetic_images(number: int, *, seed: int) -> tuple[Array, Array]:
     sloping = stripes((row + column) / np.sqrt(2.0), phase[0])
     drawn = np.choose(y[:, None, None], [down, across, sloping, down * across])
     contrast = rng.uniform(20.0, 60.0, number)[:, None, None]
-    noise = rng.normal(0.0, 20.0, drawn.shape)
+    noise = rng.normal(0.0, 40.0, drawn.shape)
     x = np.clip(np.round(128.0 + contrast * drawn + noise), 0, _BYTE).astype(np.uint8)
     return x[..., None], y
