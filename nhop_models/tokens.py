@@ -32,13 +32,14 @@ OPERATORS = (
 """Delimiters and operators of several languages, the longest first."""
 
 # What is dropped or replaced must not need to know the language. A "#" that begins a directive of the C
-# preprocessor is code; one that stands alone, with a blank or another "#" behind it, begins a comment.
+# preprocessor is code; one that stands alone, with a blank or another "#" behind it, begins a comment. The
+# end of its line belongs to it, so that an empty one is not taken for the operator.
 _DIRECTIVES = "define|ifdef|ifndef|endif|include|undef|elif|pragma"
 _PATTERN = re.compile(
     rf"""
       \A\#!.*                                                   # shebang
-    | /\*(?s:.*?)\*/ | ^[ \t]*//.*                              # comments of C
-    | (?:^|(?<=\s))\#(?![ \t]*(?:{_DIRECTIVES})\b)(?=[\s#!]|$).* # comments of scripts
+    | /\*(?s:.*?)\*/ | ^[ \t]*//.*\n?                           # comments of C
+    | (?:^|(?<=\s))\#(?![ \t]*(?:{_DIRECTIVES})\b)(?=[\s#!]|$).*\n? # comments of scripts
     | ^=[a-z](?s:.*?)(?:^=cut\b.*|\Z)                           # documentation of Perl
     | \"\"\"(?s:.*?)\"\"\" | '''(?s:.*?)'''                     # texts
     | "(?:[^"\\\n]|\\.)*" | '(?:[^'\\\n]|\\.)*'
