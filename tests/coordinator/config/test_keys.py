@@ -217,7 +217,6 @@ def test_epochs_beside_stages_are_noted():
         ("pruner", "median", "not in this version"),
         ("checkpoint", True, "not in this version"),
         ("num_gpus", 1, "not used in this version"),
-        ("nn_model", "Custom", "package.module:Class"),
         ("search_space", {"x": {"low": 1, "high": 2, "conditions": []}}, "not in this version"),
     ],
 )
