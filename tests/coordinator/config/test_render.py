@@ -69,6 +69,6 @@ def test_every_key_has_its_comment():
     assert set(shown) <= set(Keys.model_fields)
 
 
-@pytest.mark.parametrize("name", ["demo", "diabetes", "paper"])
+@pytest.mark.parametrize("name", ["demo", "diabetes", "own_model", "paper"])
 def test_the_examples_are_valid_and_need_no_note(name):
     assert load(EXAMPLES / f"{name}.yaml").notes == ()
