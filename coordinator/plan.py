@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from coordinator.config import StudyConfig
+from coordinator.config.models import SHIPPED
 from coordinator.directory import StudyDirectory
 from coordinator.hosts import AgentAddress
 from coordinator.private_agent import usable_cores
@@ -45,7 +46,7 @@ def _describe(config: StudyConfig, slots: Mapping[str, int], output: Path | None
     lines = [
         f"model      {config.keys.nn_model}, minimising {config.keys.objective}, seed {config.seed}",
         f"data       {config.keys.load_data_dir or 'synthetic'}"
-        if config.keys.nn_model == "Regressor"
+        if config.keys.nn_model in SHIPPED
         else f"data       from {config.keys.nn_model}",
         *(
             f"stage {place}    {stage.opt_epoch} trials of {stage.train_epoch} steps"

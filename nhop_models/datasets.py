@@ -1,10 +1,11 @@
-"""Tables for regression: the paper's synthetic functions, and CSV or NPZ files."""
+"""Tables: the paper's synthetic functions, and CSV or NPZ files."""
 
 from __future__ import annotations
 
 import csv
 import itertools
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,13 +82,21 @@ def split_and_standardise(x: Array, y: Array, *, seed: int) -> tuple[Arrays, Arr
     order = np.random.default_rng([seed, _SPLIT_STREAM]).permutation(len(x))
     tests = max(1, round(len(x) * TEST_FRACTION))
     train, test = order[tests:], order[:tests]
-    mean, deviation = x[train].mean(axis=0), x[train].std(axis=0)
-    scaled = ((x - mean) / np.where(deviation > 0, deviation, 1.0)).astype(np.float32)
-    targets = y.astype(np.float32)
+    scaled, targets = standardise(x, train), y.astype(np.float32)
     return (scaled[train], targets[train]), (scaled[test], targets[test])
 
 
-def _load_npz(path: Path) -> Arrays:
+def standardise(x: Array, train: Array) -> Array:
+    """Features with mean 0 and deviation 1 over the rows ``train``; a constant one becomes 0. Float32."""
+    mean, deviation = x[train].mean(axis=0), x[train].std(axis=0)
+    return np.asarray((x - mean) / np.where(deviation > 0, deviation, 1.0), np.float32)
+
+
+def read_npz(path: Path) -> Arrays:
+    """The arrays X and y of an NPZ, as they are; y is (rows,) or (rows, 1).
+
+    Raises DataError where they are not there, are objects, or do not have the same number of rows.
+    """
     try:
         with np.load(path, allow_pickle=False) as archive:
             missing = {"X", "y"} - set(archive.files)
@@ -95,12 +104,80 @@ def _load_npz(path: Path) -> Arrays:
                 raise DataError(
                     f"{path}: no array {' and '.join(sorted(missing))}; it has {', '.join(archive.files)}"
                 )
-            x, y = archive["X"].astype(np.float64), archive["y"].astype(np.float64)
+            x, y = archive["X"], archive["y"]
+    except DataError:
+        raise
     except (ValueError, zipfile.BadZipFile, EOFError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{path}: not an NPZ file with numeric arrays X and y ({error})") from error
-    if x.ndim != 2 or y.shape not in {(len(x),), (len(x), 1)}:
+        raise DataError(f"{path}: not an NPZ file with arrays X and y ({error})") from error
+    if not x.ndim or y.shape not in {(len(x),), (len(x), 1)}:
+        raise DataError(f"{path}: X must be (rows, ...) and y (rows,), not {x.shape} and {y.shape}")
+    return x, y
+
+
+def read_rows(path: Path) -> tuple[list[list[str]], list[int], list[str]]:
+    """The cells of a CSV, the line of each row, and its header.
+
+    A first line without any number is the header; it is empty where there is none. Raises
+    DataError where there are no rows, or rows of different lengths.
+    """
+    rows: list[list[str]] = []
+    lines: list[int] = []
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file)
+            for row in reader:
+                if row:
+                    rows.append(row)
+                    lines.append(reader.line_num)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text (byte {error.start})") from error
+    except csv.Error as error:
+        raise DataError(f"{path}: not a CSV file: {error}") from error
+    if not rows:
+        raise DataError(f"{path}: empty")
+    header = [] if any(number(cell) is not None for cell in rows[0]) else rows[0]
+    columns = len(rows[0])
+    if header:
+        del rows[0], lines[0]
+    if not rows:
+        raise DataError(f"{path}: a header, and no row of data")
+    if columns < 2:
+        raise DataError(f"{path}: one column; at least a feature and, last, the target are needed")
+    for row, line in zip(rows, lines, strict=True):
+        if len(row) != columns:
+            raise DataError(f"{path}:{line}: {len(row)} columns where the first line has {columns}")
+    return rows, lines, header
+
+
+def to_numbers(path: Path, rows: Sequence[Sequence[str]], lines: Sequence[int]) -> Array:
+    """Cells as numbers (rows, columns); DataError with the place of the first that is none."""
+    try:
+        return np.array([[float(cell) for cell in row] for row in rows])
+    except ValueError:
+        for row, line in zip(rows, lines, strict=True):
+            for column, cell in enumerate(row, 1):
+                if number(cell) is None:
+                    raise DataError(
+                        f"{path}:{line}: column {column} is not a number: {cell[:40]!r}"
+                    ) from None
+        raise
+
+
+def number(cell: str) -> float | None:
+    """The number that a cell holds, or None."""
+    try:
+        return float(cell)
+    except ValueError:
+        return None
+
+
+def _load_npz(path: Path) -> Arrays:
+    x, y = read_npz(path)
+    try:
+        x, y = x.astype(np.float64), y.astype(np.float64)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{path}: X and y must be numbers ({error})") from error
+    if x.ndim != 2:
         raise DataError(f"{path}: X must be (rows, features) and y (rows,), not {x.shape} and {y.shape}")
     return x, y.reshape(-1, 1)
 
@@ -108,50 +185,15 @@ def _load_npz(path: Path) -> Arrays:
 def _load_csv(path: Path) -> Arrays:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = (row for row in csv.reader(file) if row)
-            first, second = next(rows, None), next(rows, None)
-        if first is None:
-            raise DataError(f"{path}: empty")
-        header = not any(_is_number(cell) for cell in first)
-        if header and second is None:
-            raise DataError(f"{path}: a header, and no row of data")
-        if len(first) < 2:
-            raise DataError(f"{path}: one column; at least a feature and, last, the target are needed")
-        try:
-            table = np.loadtxt(
-                path, delimiter=",", skiprows=int(header), ndmin=2, encoding="utf-8-sig", comments=None
-            )
-        except ValueError:
-            table = _read_slowly(path, header, len(first))
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text (byte {error.start})") from error
-    except csv.Error as error:
-        raise DataError(f"{path}: not a CSV file: {error}") from error
+            first, second = itertools.islice((row for row in csv.reader(file) if row), 2)
+        header = not any(number(cell) is not None for cell in first)
+        table = np.loadtxt(
+            path, delimiter=",", skiprows=int(header), ndmin=2, encoding="utf-8-sig", comments=None
+        )
+        if table.shape[1] == len(second) > 1:
+            return table[:, :-1], table[:, -1:]
+    except (ValueError, csv.Error):
+        pass  # numpy refuses more than we do: quoted numbers, blanks
+    rows, lines, _ = read_rows(path)
+    table = to_numbers(path, rows, lines)
     return table[:, :-1], table[:, -1:]
-
-
-def _read_slowly(path: Path, header: bool, columns: int) -> Array:
-    """Reads what numpy refused (quoted numbers, blanks), or says where it is wrong."""
-    rows: list[list[float]] = []
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.reader(file)
-        for row in itertools.islice((row for row in reader if row), int(header), None):
-            if len(row) != columns:
-                raise DataError(
-                    f"{path}:{reader.line_num}: {len(row)} columns where the first line has {columns}"
-                )
-            for column, cell in enumerate(row, 1):
-                if not _is_number(cell):
-                    raise DataError(
-                        f"{path}:{reader.line_num}: column {column} is not a number: {cell[:40]!r}"
-                    )
-            rows.append([float(cell) for cell in row])
-    return np.array(rows).reshape(-1, columns)
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True

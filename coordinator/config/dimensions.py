@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from coordinator.config import values
-from coordinator.config.keys import SEARCHED, Keys
+from coordinator.config.keys import SEARCHABLE, SEARCHED, Keys
+from coordinator.config.models import SHIPPED
 from coordinator.config.source import Document, KeyPath, describe, shorten
 from coordinator.search.space import LARGEST_INT, Choice, Dimension, Float, Int, Layers
 
@@ -18,10 +19,10 @@ ACTIVATIONS = (
     "soft_shrink", "softplus", "softsign", "sparse_plus", "squareplus", "swish", "tanh", "tanh_shrink",
     "threshold",
 )  # fmt: skip
-"""Keras's activations that make sense between the layers of a regressor."""
+"""Keras's activations that make sense between dense layers."""
 
 LAYER_KEYS = {"hidden_layers": ("hidden_layers", "nodes_per_layer"), "activation": ("activation",)}
-"""Hyper-parameters of the Regressor's layers, and the keys that ask for them with another model."""
+"""Hyper-parameters of dense layers, and the keys that ask for them with a model that may have none."""
 
 MOST_LAYERS = 1000
 MOST_NODES = 1_000_000
@@ -40,17 +41,17 @@ class SpaceReader:
 
     def read(self, keys: Keys) -> dict[str, Dimension]:
         """Returns the space; the parts that had problems are missing from it."""
-        regressor = keys.nn_model == "Regressor"
+        shipped = SHIPPED.get(keys.nn_model)
         read: dict[str, Dimension | None] = {
             "learning_rate": self._float(
                 ("learning_rate",), keys.learning_rate, above=0.0, either_order=True
             ),
             "batch_size": self._int(("batch_size",), keys.batch_size, low=1),
             "hidden_layers": self._layers(keys.hidden_layers, keys.nodes_per_layer),
-            "activation": self._names(("activation",), keys.activation, ACTIVATIONS if regressor else None),
+            "activation": self._names(("activation",), keys.activation, ACTIVATIONS if shipped else None),
             "train_optimizer": self._names(("train_optimizer",), keys.train_optimizer, OPTIMIZERS),
         }
-        if not regressor:
+        if shipped is None or not shipped.layers:
             # A model of the user's need not have these; searched in vain they would only mislead.
             for name, keys_of in LAYER_KEYS.items():
                 if not any(key in self._document.data for key in keys_of):
@@ -75,10 +76,12 @@ class SpaceReader:
                 self._problem(place, "a name must be made of letters, digits and _, a letter first")
             elif name in SEARCHED:
                 self._problem(place, f"{name} is a key of its own: move it out of search_space")
-            elif name in Keys.model_fields:
+            elif name in Keys.model_fields and name not in SEARCHABLE:
                 self._problem(place, f"{name} is a key of the configuration: choose another name")
             else:
                 found[name] = self._any(place, value)
+                if name in SEARCHABLE and not _counts(found[name], lists=name == "rnn_state_dim"):
+                    self._problem(place, "must be whole numbers of at least 1")
         return found
 
     def _any(self, path: KeyPath, value: Any) -> Dimension | None:
@@ -279,6 +282,21 @@ class SpaceReader:
                 self._problem(path, f"{key} is missing")
                 good = False
         return good
+
+
+def _counts(dimension: Dimension | None, *, lists: bool) -> bool:
+    """Whether all values are whole numbers of at least 1, or with ``lists`` lists of them, too."""
+    match dimension:
+        case None:
+            return True  # what is wrong has been said
+        case Int():
+            return dimension.low >= 1
+        case Layers():
+            return lists and dimension.count.low >= 1
+        case Choice():
+            options = [o if lists and isinstance(o, tuple) and o else (o,) for o in dimension.options]
+            return all(type(item) is int and item >= 1 for option in options for item in option)
+    return False
 
 
 def _is_finite(value: Any) -> bool:

@@ -6,12 +6,12 @@ are searched over are of any type here: ``coordinator.config.dimensions`` reads 
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from coordinator.config import values
+from coordinator.config.models import SHIPPED, model_name
 from coordinator.config.source import describe
 from coordinator.config.values import (
     Addresses,
@@ -30,14 +30,15 @@ from coordinator.config.values import (
 SEARCHED = ("learning_rate", "batch_size", "hidden_layers", "activation", "train_optimizer")
 """The keys that are hyper-parameters of every study."""
 
+SEARCHABLE = ("rnn_max_seq_length", "rnn_state_dim")
+"""Further keys that ``search_space`` may name: a trial's value then takes the key's place."""
+
 WITHOUT_EFFECT = {
     "trainer": "NHOP has one trainer",
     "file2distribute": "tasks find your code by python_path",
     "running_stage": "all stages run in one command",
 }
 """Keys of the original that are accepted, and why they do nothing."""
-
-_CLASS_NAME = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*")
 
 
 def _stage(value: Any) -> tuple[int, int]:
@@ -70,16 +71,6 @@ def _dimensions(value: Any) -> tuple[int, int]:
     if not isinstance(value, list) or len(value) != 2:
         raise RefusedError(f"must be [inputs, outputs], not {describe(value)}")
     return values.whole(value[0], 1), values.whole(value[1], 1)
-
-
-def _model(value: Any) -> str:
-    name = values.text(value).strip()
-    if name.lower() == "custom":
-        raise RefusedError("name your class as package.module:Class instead of Custom")
-    if name == "Regressor" or _CLASS_NAME.fullmatch(name):
-        return name
-    hint = "; did you mean Regressor?" if name.lower().startswith("regressor") else ""
-    raise RefusedError(f"must be Regressor or package.module:Class, not {describe(value)}{hint}")
 
 
 def _algorithm(value: Any) -> str:
@@ -119,8 +110,8 @@ class ClusterKeys(_Keys):
 class Keys(_Keys):
     """The keys of a configuration; None where the default depends on other keys."""
 
-    nn_model: Annotated[str, BeforeValidator(_model)] = Field(
-        "Regressor", description="Regressor, or package.module:Class"
+    nn_model: Annotated[str, BeforeValidator(model_name)] = Field(
+        "Regressor", description=f"{', '.join(SHIPPED)}, or package.module:Class"
     )
     hyperparam_opt: Annotated[str, BeforeValidator(_algorithm)] = Field("RS", description="RS: random search")
     objective: Annotated[
@@ -182,11 +173,12 @@ class Keys(_Keys):
     keep_model: Flag = Field(True, description="whether the best trial's model and predictions are kept")
 
     nn_dimensions: Annotated[tuple[int, int] | None, values.optional(_dimensions)] = Field(
-        None, description="[inputs, outputs]"
+        None, description="[inputs, outputs]; the outputs of a Classifier are its classes"
     )
     load_data: Flag = Field(False, description="true: read load_data_dir; false: synthetic data")
     load_data_dir: OptionalText = Field(
-        None, description="a CSV whose last column is the target, or an NPZ with X and y"
+        None,
+        description="a CSV whose last column is the target or class, or an NPZ with X and y; RNN: a folder",
     )
     data_instances: Annotated[int, BeforeValidator(values.bounded_whole(2))] = Field(
         10000, description="rows of synthetic data"
@@ -195,10 +187,10 @@ class Keys(_Keys):
     power_method: Flag = Field(False, description="powers of one variable instead of independent features")
     add_cosine: Flag = Field(False, description="with power_method: through the cosine")
     add_noise: Flag = Field(False, description="with noise of deviation 2")
-    rnn_max_seq_length: Positive = 100
+    rnn_max_seq_length: Positive = Field(100, description="tokens of a sample of the RNN")
     rnn_state_dim: Annotated[
         tuple[int, ...], BeforeValidator(lambda value: values.listed(value, values.bounded_whole(1)))
-    ] = (50, 50, 50)
+    ] = Field((50, 50, 50), description="units of the RNN's LSTMs: a number, or a list to stack them")
 
     train_log_dir: Text = Field("runs", description="folder of the runs, where --output does not name one")
     python_path: Annotated[tuple[str, ...] | None, BeforeValidator(_folders)] = Field(

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from coordinator.config.dimensions import SpaceReader
 from coordinator.config.keys import WITHOUT_EFFECT, ClusterKeys, Keys
+from coordinator.config.models import SHIPPED, why_unreadable
 from coordinator.config.render import render
 from coordinator.config.source import Document, apply_overrides, read_file, read_mapping, read_text
 from coordinator.config.values import MOST_TASKS
@@ -27,9 +28,6 @@ SETTINGS = (
     "add_cosine", "add_noise", "rnn_max_seq_length", "rnn_state_dim", "seed",
 )  # fmt: skip
 """Keys that models read."""
-
-_DEFAULT_OUTPUTS = 1
-_DATA_SUFFIXES = (".csv", ".npz")
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,35 +213,52 @@ class _Resolver:
             self._notes.append("sync_replicas has no effect: there is one worker only")
 
     def _dimensions(self, keys: Keys) -> tuple[tuple[int, int] | None, int]:
+        key, model = "nn_dimensions", SHIPPED.get(keys.nn_model)
         dimensions, features = keys.nn_dimensions, keys.data_features
-        if keys.nn_model != "Regressor" or "nn_dimensions" in self._wrong:
+        if model is None or key in self._wrong:
             return dimensions, features
-        if dimensions is not None and dimensions[1] != _DEFAULT_OUTPUTS:
-            self._problem("nn_dimensions", message=f"the Regressor has 1 output, not {dimensions[1]}")
+        if model.outputs is None:
+            if dimensions is not None:
+                self._notes.append(
+                    f"{key} has no effect: the {keys.nn_model} takes its dimensions from the data"
+                )
+            return None, features
+        if dimensions is not None and dimensions[1] < model.fewest:
+            self._problem(
+                key, message=f"the {keys.nn_model} has at least {model.fewest} outputs, not {dimensions[1]}"
+            )
+        elif dimensions is not None and model.most is not None and dimensions[1] > model.most:
+            self._problem(key, message=f"the {keys.nn_model} has {model.most} output, not {dimensions[1]}")
         if keys.load_data:
             return dimensions, features
         if dimensions is None:
-            return (features, _DEFAULT_OUTPUTS), features
+            return (features, model.outputs), features
         if self._given("data_features") and dimensions[0] != features:
             self._problem(
-                "nn_dimensions",
+                key,
                 message=f"has {dimensions[0]} inputs, but data_features is {features}: leave one of them out",
             )
         return dimensions, dimensions[0]
 
     def _data_file(self, keys: Keys) -> str | None:
-        key = "load_data_dir"
+        key, model = "load_data_dir", SHIPPED.get(keys.nn_model)
         if not keys.load_data:
-            if self._given(key):
+            if model is not None and not model.synthetic and "load_data" not in self._wrong:
+                self._problem(
+                    "load_data" if "load_data" in self._data else "nn_model",
+                    message=f"the {keys.nn_model} has no synthetic data: set load_data to true, and "
+                    f"load_data_dir to {model.data.value}",
+                )
+            elif self._given(key):
                 self._notes.append("load_data_dir has no effect: load_data is false")
             return None
         if keys.load_data_dir is None:
-            if key not in self._wrong and keys.nn_model == "Regressor":
-                self._problem("load_data", message="needs load_data_dir: the CSV or NPZ file to read")
+            if key not in self._wrong and model is not None:
+                self._problem("load_data", message=f"needs load_data_dir: {model.data.value}")
             return None
         folder = Path.cwd() if self._document.origin((key,)).override is not None else self._folder
         location = Path(os.path.normpath(folder / Path(keys.load_data_dir).expanduser()))
-        problem = _why_unreadable(location, named_by_class=keys.nn_model != "Regressor")
+        problem = why_unreadable(location, model)
         if problem:
             self._problem(key, message=f"{location}: {problem}")
         return str(location)
@@ -276,23 +291,6 @@ class _Resolver:
             self._notes.append("nodes_per_layer has no effect: hidden_layers gives the layers")
         if self._data.get("add_cosine") is True and self._data.get("power_method") is not True:
             self._notes.append("add_cosine has no effect: without power_method the cosine is always taken")
-
-
-def _why_unreadable(location: Path, *, named_by_class: bool) -> str | None:
-    try:
-        if not location.exists():
-            return "does not exist"
-        if named_by_class:  # a class of the user's reads what it likes
-            return None
-        if location.is_dir():
-            return "is a folder: name the CSV or NPZ file in it"
-        if location.suffix.lower() not in _DATA_SUFFIXES:
-            return "must be a .csv or .npz file"
-        if not os.access(location, os.R_OK):
-            return "cannot be read: permission denied"
-    except (OSError, ValueError) as error:
-        return f"cannot be read: {error}"
-    return None
 
 
 def _message(error: Any, path: tuple[str | int, ...]) -> str:

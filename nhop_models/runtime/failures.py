@@ -15,7 +15,12 @@ from nhop_models.contract import MAX_DETAIL, FailureKind, Outcome, TaskStatus
 if TYPE_CHECKING:
     from nhop_models.runtime.task import Task
 
-SHIPPED = {"Regressor": "nhop_models.regressor:RegressorNN"}
+SHIPPED = {
+    "Regressor": "nhop_models.regressor:RegressorNN",
+    "Classifier": "nhop_models.classifier:ClassifierNN",
+    "CNN": "nhop_models.cnn:ImageCNN",
+    "RNN": "nhop_models.source_code:SourceCodeRNN",
+}
 """The models that come with NHOP, by the names that ``nn_model`` has for them."""
 
 _OWN_FOLDER = str(Path(__file__).resolve().parent.parent)

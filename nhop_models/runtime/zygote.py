@@ -37,10 +37,13 @@ def import_frameworks() -> str:
     gc.disable()  # a collection during the imports would only scatter pages that children share
     import tensorflow as tf  # noqa: I001  (keras wants to find tensorflow imported)
     import keras
+    import nhop_models.classifier
+    import nhop_models.cnn
     import nhop_models.regressor
     import nhop_models.runtime.ps
     import nhop_models.runtime.task
-    import nhop_models.runtime.worker  # noqa: F401
+    import nhop_models.runtime.worker
+    import nhop_models.source_code  # noqa: F401
 
     _ = tf.compat.v1.Session, keras.layers.Dense, keras.losses.get  # load what is loaded lazily
     gc.collect()

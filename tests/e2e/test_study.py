@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from tests.e2e.conftest import ROOT, summary
+from tests.nhop_models.languages import make_languages
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 
@@ -156,9 +157,39 @@ def test_nothing_survives_a_killed_coordinator(commands):
 
 
 def test_the_examples_are_valid(commands):
+    code = make_languages(commands.folder / "code", files=2)
     for example in sorted((ROOT / "examples").glob("*.yaml")):
-        run = commands.coordinator("--dry-run", example)
+        gathered = ["with", f"load_data_dir={code}"] if example.stem == "source_code_rnn" else []
+        run = commands.coordinator("--dry-run", example, *gathered)
         assert run.returncode == 0, run.stderr
+
+
+def test_the_rnn_trains_on_gathered_files(commands):
+    code = make_languages(commands.folder / "code")
+    run = commands.coordinator(
+        *(ROOT / "examples" / "source_code_rnn.yaml", "with", f"load_data_dir={code}"),
+        *("opt_stages=[[80,1],[80,1]]", "rnn_max_seq_length=20", "--output", "out"),
+    )
+    assert run.returncode == 0, run.stderr
+    best = summary(commands.folder / "out")["best"]
+    assert best["val_loss"] < 0.3, "guessing gives 0.69"
+    again = commands.coordinator("--dry-run", commands.folder / "out" / "best_config.yaml")
+    assert again.returncode == 0, again.stderr
+
+
+def test_files_that_were_not_gathered(commands):
+    (commands.folder / "study.yaml").write_text((ROOT / "examples" / "source_code_rnn.yaml").read_text())
+    run = commands.coordinator("study.yaml")
+    assert run.returncode == 2
+    assert "source_code: does not exist" in run.stderr
+
+
+def test_an_own_model_on_the_data_of_the_example(commands):
+    run = commands.coordinator(
+        ROOT / "examples" / "own_model.yaml", "with", "opt_stages=[[300,4]]", "--output", "out"
+    )
+    assert run.returncode == 0, run.stderr
+    assert summary(commands.folder / "out")["best"]["val_loss"] < 0.8
 
 
 def test_diabetes_beats_the_linear_model(commands):

@@ -171,3 +171,37 @@ def test_a_model_of_the_users_has_layers_only_where_they_are_asked_for():
     assert set(load("nn_model: my:Net").space) == trained
     assert set(load("nn_model: my:Net\nnodes_per_layer: [2, 3]").space) == trained | {"hidden_layers"}
     assert set(load("nn_model: Regressor").space) == trained | {"hidden_layers", "activation"}
+
+
+@pytest.mark.parametrize(("model", "searched"), [("Classifier", True), ("CNN", False)])
+def test_shipped_models_have_layers_where_they_are_made_of_them(model, searched):
+    layers = {"hidden_layers", "activation"}
+    assert (layers <= set(load(f"nn_model: {model}").space)) is searched
+    assert layers <= set(load(f"nn_model: {model}\nhidden_layers: [1, 2]\nactivation: relu").space)
+    assert "did you mean relu" in problem(f"nn_model: {model}\nactivation: rleu").message
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("rnn_state_dim: [16, 64]", Int(16, 64)),
+        ("rnn_state_dim: {count: [1, 2], nodes: [8, 32]}", Layers(Int(1, 2), Int(8, 32))),
+        ("rnn_state_dim: {options: [16, [32, 32]]}", Choice((16, (32, 32)))),
+        ("rnn_max_seq_length: [50, 200]", Int(50, 200)),
+    ],
+)
+def test_keys_of_the_rnn_that_may_be_searched(written, read):
+    space = load(f"search_space: {{{written}}}").space
+    assert space[written.split(":")[0]] == read
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["rnn_state_dim: [0, 4]", "rnn_state_dim: [1.0, 4.0]", "rnn_state_dim: {options: [8, many]}",
+     "rnn_state_dim: {options: [[8, 0]]}", "rnn_state_dim: {options: [true, 2]}",
+     "rnn_state_dim: {count: [0, 2], nodes: 8}", "rnn_max_seq_length: {options: [[50]]}"],
+)  # fmt: skip
+def test_values_that_the_rnn_cannot_have(written):
+    found = problem(f"search_space: {{{written}}}")
+    assert found.key == f"search_space.{written.split(':')[0]}"
+    assert found.message == "must be whole numbers of at least 1"

@@ -216,7 +216,6 @@ def test_epochs_beside_stages_are_noted():
         ("pruner", "median", "not in this version"),
         ("checkpoint", True, "did you mean checkpoint_every?"),
         ("num_gpus", 1, "not used in this version"),
-        ("nn_model", "Custom", "package.module:Class"),
         ("search_space", {"x": {"low": 1, "high": 2, "conditions": []}}, "not in this version"),
     ],
 )

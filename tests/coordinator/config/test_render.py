@@ -26,6 +26,9 @@ STUDIES = [
         "learning_rate": {"low": 0.1, "high": 1, "step": 0.1},
     },
     {"worker_hosts": ["a:1", "b:1"], "ps_hosts": ["a:2"], "data_features": 7},
+    {"nn_model": "Classifier", "data_features": 5, "activation": "gelu"},
+    {"nn_model": "CNN", "search_space": {"conv_filters": {"options": [8, [8, 16]]}, "dropout": [0.0, 0.5]}},
+    {"search_space": {"rnn_state_dim": {"count": [1, 2], "nodes": [8, 9]}, "rnn_max_seq_length": [20, 30]}},
 ]
 
 
@@ -57,8 +60,6 @@ def test_every_key_has_its_comment():
     undocumented = {
         "train_epoch",
         "opt_epoch",
-        "rnn_max_seq_length",
-        "rnn_state_dim",
         "num_gpus",
     }
     text = load({"search_space": {"x": 1}}).to_yaml()
@@ -67,6 +68,6 @@ def test_every_key_has_its_comment():
     assert set(shown) <= set(Keys.model_fields)
 
 
-@pytest.mark.parametrize("name", ["demo", "diabetes", "paper"])
+@pytest.mark.parametrize("name", ["demo", "diabetes", "own_model", "paper"])
 def test_the_examples_are_valid_and_need_no_note(name):
     assert load(EXAMPLES / f"{name}.yaml").notes == ()
