@@ -60,6 +60,7 @@ async def run(config: AgentConfig, announce: Callable[[str], None]) -> None:
         except OSError as error:
             raise AgentError(f"cannot start the zygote {config.zygote_command[0]}: {error}") from error
         try:
+            await agent.gpus.find()
             recover(agent)
             server, status, address = await _start_server(agent, config.listen)
             announce(str(address))
