@@ -147,8 +147,10 @@ def serve(config: AgentConfig) -> int:
     """Runs an agent to its end; the exit status."""
     from agent import server  # gRPC only now: logging has to be configured before it
 
-    def announce(address: str) -> None:
-        click.echo(f"nhop-agent listens on {address} ({config.slots} slots)")
+    def announce(address: str, gpus: int) -> None:
+        click.echo(
+            f"nhop-agent listens on {address} ({config.slots} slots, {gpus or 'no'} GPU{'s'[: gpus > 1]})"
+        )
         sys.stdout.flush()
 
     try:

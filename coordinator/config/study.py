@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import secrets
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,7 @@ class _Resolver:
         keys = self._validate()
         space = SpaceReader(self._document).read(keys)
         cluster = self._cluster(keys)
+        cluster = replace(cluster, gpus_per_worker=self._gpus_per_worker(keys, cluster.workers))
         dimensions, features = self._dimensions(keys)
         location = self._data_file(keys)
         stages = keys.opt_stages or ((keys.train_epoch, keys.opt_epoch),)
@@ -129,6 +131,8 @@ class _Resolver:
                 "seed": seed,
                 "opt_stages": stages,
                 "cluster": ClusterKeys(ps=cluster.ps, workers=cluster.workers),
+                "num_gpus": None,
+                "gpus_per_worker": cluster.gpus_per_worker,
                 "nn_dimensions": dimensions,
                 "data_features": features,
                 "load_data_dir": location,
@@ -196,6 +200,15 @@ class _Resolver:
             place = ("cluster",) if explicit else ("worker_hosts" if keys.worker_hosts else "ps_hosts",)
             self._problem(*place, message=f"{ps} PS and {workers} workers: {MOST_TASKS:,} tasks are the most")
         return Cluster(ps, workers)
+
+    def _gpus_per_worker(self, keys: Keys, workers: int) -> float:
+        if self._given("num_gpus", "gpus_per_worker") and (keys.num_gpus or keys.gpus_per_worker):
+            self._problem("num_gpus", message="gpus_per_worker says that, too: leave one of them out")
+        if not keys.num_gpus:
+            return keys.gpus_per_worker or 0
+        # As in the original, worker i is on GPU i mod num_gpus: this is how many meet on the fullest one.
+        neighbours = math.ceil(workers / keys.num_gpus)
+        return 1 if neighbours == 1 else 1 / neighbours
 
     def _dimensions(self, keys: Keys) -> tuple[tuple[int, int] | None, int]:
         dimensions, features = keys.nn_dimensions, keys.data_features

@@ -34,8 +34,8 @@ def set_up(spec: TaskSpec, task: TaskId) -> None:
 def session_config(spec: TaskSpec, task: TaskId) -> tf.compat.v1.ConfigProto:
     """Threads, devices and filters of a task's server and session.
 
-    A server takes them from its own config, never from a session's. The filters leave the other workers out: a session then neither waits for them nor notices
-    when one of them is gone.
+    A server takes them from its own config, never from a session's. The filters leave the other
+    workers out: a session then neither waits for them nor notices when one of them is gone.
     """
     config = tf.compat.v1.ConfigProto(
         intra_op_parallelism_threads=spec.threads,

@@ -59,7 +59,6 @@ def test_every_key_has_its_comment():
         "opt_epoch",
         "rnn_max_seq_length",
         "rnn_state_dim",
-        "num_gpus",
         "sync_replicas",
     }
     text = load({"search_space": {"x": 1}}).to_yaml()
