@@ -148,9 +148,8 @@ def serve(config: AgentConfig) -> int:
     from agent import server  # gRPC only now: logging has to be configured before it
 
     def announce(address: str, gpus: int) -> None:
-        click.echo(
-            f"nhop-agent listens on {address} ({config.slots} slots, {gpus or 'no'} GPU{'s'[: gpus > 1]})"
-        )
+        and_gpus = f", {gpus} GPU{'s' * (gpus > 1)}" if gpus else ""
+        click.echo(f"nhop-agent listens on {address} ({config.slots} slots{and_gpus})")
         sys.stdout.flush()
 
     try:
