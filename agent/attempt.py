@@ -7,7 +7,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from agent.attempts import AttemptDirectory, Manifest
-from agent.domain import AttemptId, AttemptState
+from agent.domain import AttemptId, AttemptState, TaskStarted
 from agent.event_log import EventLog
 from agent.events import Event
 from agent.machine import AttemptMachine
@@ -34,3 +34,8 @@ class Attempt:
     def active(self) -> bool:
         """Whether it holds slots, ports or processes."""
         return self.machine.state is not AttemptState.ENDED
+
+    @property
+    def started_pids(self) -> list[int]:
+        """The pids of all its tasks so far, of those that are gone, too."""
+        return [event.pid for _, event in self.log.events if isinstance(event, TaskStarted)]

@@ -17,6 +17,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 
 from agent.domain import AttemptId, Limits, TaskLease
@@ -49,9 +50,22 @@ class Manifest:
     leases: tuple[TaskLease, ...]
     limits: Limits | None = None
 
+    def lease(self, task: TaskId) -> TaskLease:
+        """What a task was given."""
+        return next(lease for lease in self.leases if lease.task == task)
+
     def to_json(self) -> str:
         """For ``attempt.json``."""
-        leases = [{"task": str(each.task), "slots": each.slots, "port": each.port} for each in self.leases]
+        leases = [
+            {
+                "task": str(each.task),
+                "slots": each.slots,
+                "port": each.port,
+                "gpus": each.gpus,
+                "share": str(each.share),
+            }
+            for each in self.leases
+        ]
         limits = None if self.limits is None else dataclasses.asdict(self.limits)
         return json.dumps({"leases": leases, "limits": limits})
 
@@ -59,7 +73,10 @@ class Manifest:
     def from_json(cls, text: str) -> Manifest:
         """From ``attempt.json``; ValueError, KeyError or TypeError where it is damaged."""
         data = json.loads(text)
-        leases = tuple(TaskLease(TaskId.parse(v["task"]), v["slots"], v["port"]) for v in data["leases"])
+        leases = tuple(
+            TaskLease(TaskId.parse(v["task"]), v["slots"], v["port"], tuple(v["gpus"]), Fraction(v["share"]))
+            for v in data["leases"]
+        )
         return cls(leases, None if data["limits"] is None else Limits(**data["limits"]))
 
 

@@ -93,6 +93,15 @@ class _PortRange(click.ParamType[tuple[int, int]]):
     help="What is left of a study is ended and deleted when no coordinator has followed it for so long.",
 )
 @click.option(
+    "--gpu-release-limit",
+    type=click.FloatRange(0.1, 3_600.0),
+    default=10.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="A GPU on which the driver still lists processes of an attempt that ended so long ago is not used "
+    "until they are off it.",
+)
+@click.option(
     "--parent-pipe",
     type=click.IntRange(min=0),
     metavar="FD",
@@ -107,6 +116,7 @@ def main(
     port_range: tuple[int, int],
     orphan_limit: float,
     abandon_limit: float,
+    gpu_release_limit: float,
     parent_pipe: int | None,
     verbose: bool,
 ) -> None:
@@ -123,6 +133,7 @@ def main(
         ports=port_range,
         orphan_limit=orphan_limit,
         abandon_limit=abandon_limit,
+        gpu_release_limit=gpu_release_limit,
         parent_pipe=parent_pipe,
     )
     logging.basicConfig(
@@ -136,8 +147,9 @@ def serve(config: AgentConfig) -> int:
     """Runs an agent to its end; the exit status."""
     from agent import server  # gRPC only now: logging has to be configured before it
 
-    def announce(address: str) -> None:
-        click.echo(f"nhop-agent listens on {address} ({config.slots} slots)")
+    def announce(address: str, gpus: int) -> None:
+        and_gpus = f", {gpus} GPU{'s' * (gpus > 1)}" if gpus else ""
+        click.echo(f"nhop-agent listens on {address} ({config.slots} slots{and_gpus})")
         sys.stdout.flush()
 
     try:

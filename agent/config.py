@@ -8,6 +8,8 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from agent.gpus import GpuInventory, NvmlInventory
+
 DEFAULT_PORTS = (20000, 29999)  # below the ephemeral range of Linux, which begins at 32768
 MAX_UNIX_PATH_BYTES = 107
 
@@ -97,11 +99,13 @@ def default_zygote_command() -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class AgentConfig:
-    """``lease_timeout`` and ``orphan_limit`` in seconds.
+    """``lease_timeout``, ``orphan_limit`` and ``gpu_release_limit`` in seconds.
 
     Tasks end by themselves when no agent has lived for ``orphan_limit``; a lease that is not started
     within ``lease_timeout`` is released; attempts of a study to which nobody has subscribed for
-    ``abandon_limit`` are stopped and forgotten. ``parent_pipe``: the agent ends when this descriptor does.
+    ``abandon_limit`` are stopped and forgotten. A GPU on which an attempt is still seen
+    ``gpu_release_limit`` after its end is quarantined. ``parent_pipe``: the agent ends when this
+    descriptor does.
     """
 
     listen: ListenAddress
@@ -111,5 +115,7 @@ class AgentConfig:
     orphan_limit: float = 60.0
     lease_timeout: float = 30.0
     abandon_limit: float = 600.0
+    gpu_release_limit: float = 10.0
     parent_pipe: int | None = None
     zygote_command: tuple[str, ...] = field(default_factory=default_zygote_command)
+    gpus: GpuInventory = field(default_factory=NvmlInventory)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -27,11 +28,13 @@ from agent.domain import (
     TaskStarted,
 )
 from agent.event_log import SOURCE
+from agent.gpu_pool import FINEST, Gpu, amount_of
 from nhop.v1 import agent_pb2, types_pb2
 from nhop_models.contract import CHECKPOINT_FILE, TaskId, TaskRole, TaskSpec
 
 MAX_TASKS = 1_000
 MAX_PARAMETER_DEPTH = 16
+MAX_GPUS = 1_000
 _WHOLE_NUMBERS = 2.0**53  # a double holds every whole number up to here
 _ROLES = {TaskRole.PS: types_pb2.TASK_ROLE_PS, TaskRole.WORKER: types_pb2.TASK_ROLE_WORKER}
 _ROLES_BACK = {number: role for role, number in _ROLES.items()}
@@ -146,10 +149,21 @@ def prepare_request(
         check.require(value.slots >= 0, f"tasks[{number}].slots", "must not be negative")
         check.require(task not in seen, f"tasks[{number}].task", f"{task} is named twice")
         seen.add(task)
-        requirements.append(TaskRequirement(task, value.slots, value.port))
+        gpus = _gpus(value.gpus, task, f"tasks[{number}].gpus", check)
+        requirements.append(TaskRequirement(task, value.slots, value.port, gpus))
     timeout = check.seconds(request.lease_timeout, "lease_timeout")
     check.finish()
     return attempt, requirements, timeout or None
+
+
+def _gpus(value: float, task: TaskId, field: str, check: Checker) -> Fraction:
+    """A whole number of GPUs, or a share of one."""
+    valid = value == 0 or 1 / FINEST <= value < 1 or (1 <= value <= MAX_GPUS and value.is_integer())
+    text = f"must be 0, a share from {1 / FINEST:g} to 1, or a whole number up to {MAX_GPUS}"
+    if not check.require(valid, field, text):
+        return Fraction(0)
+    check.require(value == 0 or task.role is TaskRole.WORKER, field, "a parameter server takes no GPU")
+    return amount_of(value)
 
 
 def start_request(request: agent_pb2.StartAttemptRequest) -> tuple[AttemptId, TaskSpec, Limits]:
@@ -318,7 +332,19 @@ def attempt_to_pb(attempt: AttemptId) -> types_pb2.AttemptId:
 
 def lease_to_pb(lease: TaskLease, task_address: str) -> agent_pb2.TaskLease:
     """A lease as a message."""
-    return agent_pb2.TaskLease(task=task_to_pb(lease.task), address=address_of(lease, task_address))
+    address = address_of(lease, task_address)
+    return agent_pb2.TaskLease(task=task_to_pb(lease.task), address=address, gpus=lease.gpus)
+
+
+def gpu_to_pb(gpu: Gpu) -> agent_pb2.Gpu:
+    """A GPU, and how much of it is free, as a message."""
+    return agent_pb2.Gpu(
+        uuid=gpu.device.uuid,
+        name=gpu.device.name,
+        memory_bytes=gpu.device.memory_bytes,
+        quarantined=gpu.quarantined,
+        free=max(float(gpu.free), 0.0),
+    )
 
 
 def event_to_pb(event: StreamEvent) -> agent_pb2.Event:

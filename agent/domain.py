@@ -9,6 +9,7 @@ import enum
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 
 from nhop_models.contract import FailureKind, TaskId, TaskStatus
 
@@ -91,20 +92,34 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class TaskRequirement:
-    """What a task needs: slots (1 for a worker, 0 for a parameter server), and perhaps a port."""
+    """What a task needs: slots (1 for a worker, 0 for a parameter server), and perhaps a port.
+
+    ``gpus`` is a whole number of GPUs, or a share of one below 1.
+    """
 
     task: TaskId
     slots: int
     port: bool
+    gpus: Fraction = Fraction(0)
 
 
 @dataclass(frozen=True, slots=True)
 class TaskLease:
-    """What a task was given; ``port`` None where it needs none."""
+    """What a task was given; ``port`` None where it needs none.
+
+    ``gpus`` are UUIDs, ``share`` what it has of each of them.
+    """
 
     task: TaskId
     slots: int
     port: int | None
+    gpus: tuple[str, ...] = ()
+    share: Fraction = Fraction(1)
+
+    @property
+    def requirement(self) -> TaskRequirement:
+        """What this was given for."""
+        return TaskRequirement(self.task, self.slots, self.port is not None, self.share * len(self.gpus))
 
 
 @dataclass(frozen=True, slots=True)

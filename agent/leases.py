@@ -1,23 +1,34 @@
-"""What attempts hold of this host: slots and ports, all that an attempt needs or nothing."""
+"""What attempts hold of this host: slots, GPUs and ports, all that an attempt needs or nothing."""
 
 from __future__ import annotations
 
 import errno
+import logging
 import random
 import socket
 from collections.abc import Iterable, Sequence
 
 from agent.domain import AttemptId, TaskLease, TaskRequirement
+from agent.gpu_pool import GpuPool, NoGpuFreeError
+
+logger = logging.getLogger(__name__)
 
 
 class NotEnoughError(Exception):
-    """The host has too little free of something; ``resource`` is SLOTS, PORTS or DISK."""
+    """The host has too little free of something; ``resource`` is SLOTS, GPUS, PORTS or DISK."""
 
-    def __init__(self, resource: str, wanted: int, free: int, message: str = "") -> None:
+    def __init__(self, resource: str, wanted: float, free: float, message: str = "") -> None:
         self.resource = resource
         self.wanted = wanted
         self.free = free
         super().__init__(message or f"{wanted} {resource.lower()} wanted, {free} free")
+
+
+def no_room(attempt: AttemptId, error: OSError) -> NotEnoughError:
+    """What a file that cannot be written means for an attempt; logs it."""
+    text = f"cannot write the files of {attempt} in the state directory: {error.strerror or error}"
+    logger.error(text)
+    return NotEnoughError("DISK", 1, 0, text)
 
 
 class PortPool:
@@ -100,9 +111,10 @@ def _has_no_ipv6(error: OSError) -> bool:
 class LeaseBook:
     """Who holds what."""
 
-    def __init__(self, slots: int, ports: PortPool) -> None:
+    def __init__(self, slots: int, ports: PortPool, gpus: GpuPool | None = None) -> None:
         self.slots = slots
         self._ports = ports
+        self.gpus = gpus or GpuPool()
         self._leases: dict[AttemptId, tuple[TaskLease, ...]] = {}
 
     @property
@@ -120,17 +132,31 @@ class LeaseBook:
         wanted = sum(requirement.slots for requirement in requirements)
         if wanted > max(0, self.free_slots):
             raise NotEnoughError("SLOTS", wanted, max(0, self.free_slots))
-        ports = iter(self._ports.take(sum(requirement.port for requirement in requirements)))
-        leases = tuple(TaskLease(r.task, r.slots, next(ports) if r.port else None) for r in requirements)
+        try:
+            grants = self.gpus.take(attempt, [requirement.gpus for requirement in requirements])
+        except NoGpuFreeError as error:
+            raise NotEnoughError("GPUS", error.wanted, error.free, str(error)) from error
+        try:
+            ports = iter(self._ports.take(sum(requirement.port for requirement in requirements)))
+        except NotEnoughError:
+            self.gpus.give_back(attempt, self.gpus.held(attempt))
+            raise
+        leases = tuple(
+            TaskLease(r.task, r.slots, next(ports) if r.port else None, *grant)
+            for r, grant in zip(requirements, grants, strict=True)
+        )
         self._leases[attempt] = leases
         return leases
 
     def restore(self, attempt: AttemptId, leases: Sequence[TaskLease]) -> None:
         """Takes over what an attempt of an earlier agent holds."""
         self._leases[attempt] = tuple(leases)
+        self.gpus.restore(attempt, leases)
         self._ports.take_exactly(lease.port for lease in leases if lease.port is not None)
 
-    def release(self, attempt: AttemptId) -> None:
-        """Gives back all that the attempt holds."""
+    def release(self, attempt: AttemptId, *, gpus: bool = True) -> None:
+        """Gives back all that the attempt holds; ``gpus`` False: but for its GPUs, which come back later."""
         leases = self._leases.pop(attempt, ())
+        if gpus:
+            self.gpus.give_back(attempt, self.gpus.held(attempt))
         self._ports.release(lease.port for lease in leases if lease.port is not None)

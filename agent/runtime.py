@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import random
 import signal
@@ -10,10 +11,11 @@ import time
 import uuid
 from collections.abc import Coroutine, Iterable, Sequence
 
+from agent import share
 from agent.attempt import Attempt
 from agent.attempts import AttemptDirectory, Manifest
 from agent.background import log_exception
-from agent.config import AgentConfig
+from agent.config import AgentConfig, usable_cores
 from agent.domain import (
     AgentEvent,
     AttemptEnded,
@@ -40,8 +42,9 @@ from agent.events import (
     TaskForkWithdrawn,
 )
 from agent.fences import AttemptOverError, Fences
+from agent.gpu_watch import GpuWatch
 from agent.instructions import ForkTask, Instruction, RecordEvent, ReleaseLease, SignalTask, WithdrawFork
-from agent.leases import LeaseBook, NotEnoughError, PortPool
+from agent.leases import LeaseBook, PortPool, no_room
 from agent.machine import AttemptMachine, IllegalTransition
 from agent.processes import Processes, become_subreaper
 from agent.rounds import Rounds
@@ -55,7 +58,6 @@ logger = logging.getLogger(__name__)
 
 ATTEMPTS = "attempts"
 """Folder of the attempt directories in the state directory."""
-TASK_ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": ""}
 
 
 class NotPreparedError(Exception):
@@ -86,6 +88,7 @@ class Agent:
         self._shutting_down = False
         self.zygote = Zygote(config.zygote_command, config.state_dir / "zygote.log", self)
         self.processes = Processes(self._process_exited, self.zygote.replace, self._own_children)
+        self.gpus = GpuWatch(config.gpus, self.leases.gpus, config.gpu_release_limit, self.processes.strays)
 
     # --- life -------------------------------------------------------------------------------
 
@@ -122,6 +125,7 @@ class Agent:
         """Ends the streams and the zygote; to be called when no attempt is active."""
         self.subscribers.close()
         self.rounds.end()
+        await self.gpus.close()
         await self.zygote.close()
         await self.processes.clean_up()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -140,9 +144,7 @@ class Agent:
         known = self.attempts.get(attempt_id)
         if known is not None:
             leases = known.manifest.leases
-            if [(e.task, e.slots, e.port is not None) for e in leases] != [
-                (e.task, e.slots, e.port) for e in requirements
-            ]:
+            if [lease.requirement for lease in leases] != list(requirements):
                 raise AttemptOverError(f"{attempt_id} was prepared with other tasks")
             return leases
         for other in list(self.attempts.values()):
@@ -154,7 +156,7 @@ class Agent:
             directory = AttemptDirectory.create(self.attempts_dir, attempt_id, manifest)
         except OSError as error:
             self.leases.release(attempt_id)
-            raise _no_room(attempt_id, error) from error
+            raise no_room(attempt_id, error) from error
         deadline = self._loop.time() + (lease_timeout or self.config.lease_timeout)
         machine = AttemptMachine([lease.task for lease in leases], deadline)
         attempt = Attempt(attempt_id, machine, directory, EventLog(directory.events_path), manifest)
@@ -183,13 +185,15 @@ class Agent:
         if attempt.machine.state is not AttemptState.PREPARED:
             return
         manifest = Manifest(attempt.manifest.leases, limits)
+        threads = share.threads(manifest.leases, usable_cores(), self.leases.slots)
+        spec = dataclasses.replace(spec, threads=threads)
         try:
             attempt.directory.write_spec(spec)
             attempt.directory.renew_lease(self.config.orphan_limit)
             attempt.directory.write_manifest(manifest)
             doorbell = attempt.directory.open_doorbell()
         except OSError as error:
-            raise _no_room(attempt_id, error) from error
+            raise no_room(attempt_id, error) from error
         attempt.manifest = manifest
         self._loop.add_reader(doorbell, self._doorbell_rang, attempt)
         self.feed(attempt, StartRequested(limits))
@@ -278,8 +282,9 @@ class Agent:
     def _do(self, attempt: Attempt, instruction: Instruction) -> None:
         match instruction:
             case ForkTask():
+                lease = attempt.manifest.lease(instruction.task)
                 request = ForkRequest(
-                    attempt.id, instruction.task, attempt.directory.path, dict(TASK_ENVIRONMENT)
+                    attempt.id, instruction.task, attempt.directory.path, share.environment(lease)
                 )
                 attempt.first_records[instruction.task] = SpoolReader(
                     attempt.directory.spool_path(instruction.task)
@@ -304,7 +309,9 @@ class Agent:
         return withdrawn
 
     def _release(self, attempt: Attempt) -> None:
-        self.leases.release(attempt.id)
+        pids = attempt.started_pids
+        self.leases.release(attempt.id, gpus=not pids)
+        self.gpus.depart(attempt.id, pids)
         self.fences.put(attempt.id)
         if attempt.directory.doorbell is not None:
             self._loop.remove_reader(attempt.directory.doorbell)
@@ -399,9 +406,3 @@ class Agent:
         self._background.add(task)
         task.add_done_callback(self._background.discard)
         task.add_done_callback(log_exception)
-
-
-def _no_room(attempt: AttemptId, error: OSError) -> NotEnoughError:
-    text = f"cannot write the files of {attempt} in the state directory: {error.strerror or error}"
-    logger.error(text)
-    return NotEnoughError("DISK", 1, 0, text)

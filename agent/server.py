@@ -46,10 +46,11 @@ _SERVER_OPTIONS = [
 ]
 
 
-async def run(config: AgentConfig, announce: Callable[[str], None]) -> None:
+async def run(config: AgentConfig, announce: Callable[[str, int], None]) -> None:
     """Serves until SIGTERM, SIGINT, SIGHUP or the end of the parent pipe; then ends all attempts in order.
 
-    ``announce`` is called once with the actual address. Raises AgentError where it cannot start.
+    ``announce`` is called once with the actual address and the number of GPUs. Raises AgentError where
+    it cannot start.
     """
     with _own_state_dir(config.state_dir):
         _check_not_served(config.listen)
@@ -60,9 +61,10 @@ async def run(config: AgentConfig, announce: Callable[[str], None]) -> None:
         except OSError as error:
             raise AgentError(f"cannot start the zygote {config.zygote_command[0]}: {error}") from error
         try:
+            await agent.gpus.find()
             recover(agent)
             server, status, address = await _start_server(agent, config.listen)
-            announce(str(address))
+            announce(str(address), len(list(agent.leases.gpus)))
             await stop.requested.wait()
             logger.info("shutting down: %s", stop.why)
             await status.enter_graceful_shutdown()

@@ -62,15 +62,18 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
             time=convert.timestamp(time.time()),
             incarnation=agent.incarnation,
             memory_bytes=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+            gpus=[convert.gpu_to_pb(gpu) for gpu in agent.leases.gpus],
         )
 
     async def PrepareAttempt(  # noqa: N802
         self, request: agent_pb2.PrepareAttemptRequest, context: Context
     ) -> agent_pb2.PrepareAttemptResponse:
-        """Leases slots and ports, all of them or none."""
+        """Leases slots, GPUs and ports, all of them or none."""
         async with _refusals(context):
             attempt, requirements, timeout = convert.prepare_request(request)
-            leases = self._agent.prepare(attempt, requirements, timeout)
+            leases = await self._agent.gpus.patiently(
+                lambda: self._agent.prepare(attempt, requirements, timeout)
+            )
         return agent_pb2.PrepareAttemptResponse(
             leases=[convert.lease_to_pb(lease, self._task_address) for lease in leases]
         )
@@ -216,7 +219,7 @@ async def _refusals(context: Context) -> AsyncIterator[None]:
         info = error_details_pb2.ErrorInfo(
             reason=error.resource,
             domain=ERROR_DOMAIN,
-            metadata={"wanted": str(error.wanted), "free": str(error.free)},
+            metadata={"wanted": f"{error.wanted:g}", "free": f"{error.free:g}"},
         )
         await _abort(context, code_pb2.RESOURCE_EXHAUSTED, str(error), info)
     except AttemptOverError as error:

@@ -11,7 +11,11 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
+from agent import share
+from agent.config import usable_cores
+from agent.domain import TaskLease
 from benchmarks import original, studies, tasks
+from nhop_models.contract import TaskId, TaskRole
 
 LOG_WIDTH = 150
 
@@ -80,10 +84,25 @@ def start_up() -> Iterator[Figure]:
     )
 
 
+def threads() -> Iterator[Figure]:
+    ps, workers = 2, 4
+    leases = [TaskLease(TaskId(TaskRole.WORKER, i), 1, None) for i in range(workers)]
+    cores = usable_cores()
+    rule = share.threads(leases, cores, max(cores, workers))  # the slots of a private agent
+    default, ruled = tasks.steps_per_second((0, rule), ps, workers)
+    yield Figure(
+        f"steps/s, {ps} PS + {workers} workers, {rule} thread{'s' * (rule > 1)} a task by the rule",
+        f"{statistics.median(ruled):.0f}",
+        "",
+        f"{statistics.median(default):.0f} (TensorFlow's default: {cores} threads a task)",
+    )
+
+
 SECTIONS: dict[str, Callable[[], Iterator[Figure]]] = {
     "forks": forks,
     "teardowns": teardowns,
     "start_up": start_up,
+    "threads": threads,
     "cluster_trials": cluster_trials,
     "throughput": throughput,
 }

@@ -8,7 +8,7 @@ import signal
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks import standard
@@ -73,6 +73,36 @@ def teardown_seconds(ps: int, workers: int, repetitions: int = 20) -> list[float
                 for pid in pids:
                     driver.wait_for_exit(pid)
             found.append(time.monotonic() - start)
+    return found
+
+
+def steps_per_second(
+    threads: Sequence[int], ps: int, workers: int, repetitions: int = 5
+) -> list[list[float]]:
+    """Global steps a second of standard attempts, for each number of threads a pool (0: one for each core).
+
+    Taken in turns, so that noise of the machine meets all alike.
+    """
+    found: list[list[float]] = [[] for _ in threads]
+    with zygote() as driver, tempfile.TemporaryDirectory() as folder:
+        for number in range(repetitions * len(threads)):
+            directory = Path(folder) / str(number)
+            directory.mkdir()
+            addresses = free_addresses(ps + workers)
+            spec = make_spec(
+                ps=addresses[:ps],
+                workers=addresses[ps:],
+                train_epoch=standard.TRAIN_EPOCH,
+                settings=standard.SETTINGS,
+                parameters=standard.parameters(number // len(threads)),
+                threads=threads[number % len(threads)],
+                start_limit=60.0,
+            )
+            attempt = Attempt(driver, directory, spec)
+            attempt.start(*[f"ps/{i}" for i in range(ps)], *[f"worker/{i}" for i in range(workers)])
+            outcome = attempt.wait("worker/0")
+            attempt.stop()
+            found[number % len(threads)].append(outcome.step / outcome.phase_seconds["steps"])
     return found
 
 

@@ -99,7 +99,8 @@ class AgentLink:
         except grpc.aio.AioRpcError as error:
             raise HostUnreachableError(self._explain(error)) from error
         self._incarnation = self._incarnation or message.incarnation
-        return Inventory(message.slots, len(message.gpus), message.incarnation)
+        quarantined = tuple(f"GPU {gpu.uuid}: {gpu.quarantined}" for gpu in message.gpus if gpu.quarantined)
+        return Inventory(message.slots, len(message.gpus), message.incarnation, quarantined)
 
     # --- commands -----------------------------------------------------------------------------
 
@@ -107,7 +108,7 @@ class AgentLink:
         """Does what the machine wants; the outcome is an event in any case."""
         match command:
             case PrepareAttempt():
-                return await self._prepare(command)
+                return await self._prepare(command, spec)
             case StartAttempt():
                 return await self._start(command, spec)
             case StopAttempt():
@@ -115,10 +116,10 @@ class AgentLink:
             case CheckAttempt():
                 return await self._check(command)
 
-    async def _prepare(self, command: PrepareAttempt) -> ev.AttemptEvent:
+    async def _prepare(self, command: PrepareAttempt, spec: StudySpec) -> ev.AttemptEvent:
         attempt, host = command.attempt, command.host
         try:
-            request = convert.prepare_to_pb(command)
+            request = convert.prepare_to_pb(command, spec.cluster.gpus_per_worker)
             response = await self._call(self.stub.PrepareAttempt, request, self._patience.prepare)
             addresses = convert.addresses_from_pb(response)
         except grpc.aio.AioRpcError as error:

@@ -178,7 +178,9 @@ def attempt_from_agent(study_id: str, message: types_pb2.AttemptId) -> AttemptId
     return AttemptId(study_id, message.trial, message.attempt, message.study_id)
 
 
-def prepare_to_pb(instruction: PrepareAttempt) -> agent_pb2.PrepareAttemptRequest:
+def prepare_to_pb(
+    instruction: PrepareAttempt, gpus_per_worker: float = 0.0
+) -> agent_pb2.PrepareAttemptRequest:
     """The request for an instruction."""
     return agent_pb2.PrepareAttemptRequest(
         attempt=attempt_to_agent(instruction.attempt),
@@ -187,6 +189,7 @@ def prepare_to_pb(instruction: PrepareAttempt) -> agent_pb2.PrepareAttemptReques
                 task=task_to_pb(task),
                 slots=1 if task.role is TaskRole.WORKER else 0,
                 port=instruction.ports,
+                gpus=gpus_per_worker if task.role is TaskRole.WORKER else 0.0,
             )
             for task in instruction.tasks
         ],

@@ -99,10 +99,14 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """Number of tasks of each trial; ``ps`` 0 means one process without a TensorFlow server."""
+    """Number of tasks of each trial; ``ps`` 0 means one process without a TensorFlow server.
+
+    ``gpus_per_worker`` is a whole number, or a share of one GPU below 1.
+    """
 
     ps: int
     workers: int
+    gpus_per_worker: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

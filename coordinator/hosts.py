@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
+from coordinator.domain import Cluster
 from coordinator.errors import HostsError, UsageError
 
 DEFAULT_PORT = 7001
@@ -32,11 +34,24 @@ class AgentAddress:
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """What an agent says that its host has; ``incarnation`` changes at every start of the agent."""
+    """What an agent says that its host has; ``incarnation`` changes at every start of the agent.
+
+    ``quarantined`` names the GPUs that it does not lease now, and why.
+    """
 
     slots: int
     gpus: int
     incarnation: str
+    quarantined: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Usable:
+    """What studies may use of a host; ``quarantined`` as in Inventory."""
+
+    slots: int
+    gpus: int = 0
+    quarantined: tuple[str, ...] = ()
 
 
 def parse_hosts(text: str, source: str) -> tuple[AgentAddress, ...]:
@@ -113,8 +128,8 @@ def _is_ipv4(host: str) -> bool:
     return host.lower() in ("localhost", "127.0.0.1")
 
 
-def usable_slots(inventories: Mapping[AgentAddress, Inventory]) -> dict[str, int]:
-    """Slots to use of each host.
+def usable(inventories: Mapping[AgentAddress, Inventory]) -> dict[str, Usable]:
+    """What to use of each host.
 
     Raises HostsError where the hosts file asks for more than there is, or names an agent twice.
     """
@@ -134,4 +149,42 @@ def usable_slots(inventories: Mapping[AgentAddress, Inventory]) -> dict[str, int
             problems.append(f"{address.name}: is the same agent as {first}; list it once")
     if problems:
         raise HostsError("\n".join(problems))
-    return {a.name: i.slots if a.slots is None else a.slots for a, i in inventories.items()}
+    return {
+        a.name: Usable(
+            i.slots if a.slots is None else a.slots, i.gpus if a.gpus is None else a.gpus, i.quarantined
+        )
+        for a, i in inventories.items()
+    }
+
+
+def usable_slots(hosts: Mapping[str, Usable], cluster: Cluster) -> dict[str, int]:
+    """Slots of each host for workers of such trials: no more than its GPUs carry, if they need any.
+
+    Raises HostsError where the GPUs are too few for a trial.
+    """
+    slots = {name: host.slots for name, host in hosts.items()}
+    if not cluster.gpus_per_worker:
+        return slots
+    carried = {
+        name: min(host.slots, workers_on(host.gpus, cluster.gpus_per_worker)) for name, host in hosts.items()
+    }
+    if sum(carried.values()) < cluster.workers <= sum(slots.values()):
+        wanted = f"gpus_per_worker is {cluster.gpus_per_worker:.3g}"
+        listed = ", ".join(f"{name}: {host.gpus}" for name, host in hosts.items())
+        if not any(host.gpus for host in hosts.values()):
+            raise HostsError(
+                f"{wanted}, but the hosts have no GPU ({listed}). Leave num_gpus and gpus_per_worker out to "
+                "train on CPUs; where a host should have one, see what nvidia-smi says there, and start its "
+                "agent again."
+            )
+        raise HostsError(
+            f"{wanted}, but the GPUs of the hosts ({listed}) carry {sum(carried.values())} of the "
+            f"{cluster.workers} workers of a trial. Lower cluster.workers or gpus_per_worker, or add hosts."
+        )
+    return carried
+
+
+def workers_on(gpus: int, gpus_per_worker: float) -> int:
+    """How many workers so many GPUs carry; a share is exact, as on the agent's side: 1/3 fits three times."""
+    each = Fraction(gpus_per_worker).limit_denominator(1000)
+    return int(gpus // each) if each >= 1 else gpus * int(1 // each)

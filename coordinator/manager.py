@@ -17,9 +17,10 @@ from coordinator.config import StudyConfig
 from coordinator.directory import StudyDirectory
 from coordinator.domain import Notice, Report, Study, StudySpec, StudyState, Trial, Update
 from coordinator.errors import ConfigError, NhopError, Problem, UsageError
+from coordinator.hosts import Usable, usable_slots
 from coordinator.naming import new_study_id
 from coordinator.report import write_results
-from coordinator.runtime import STOP_LIMIT, check_cluster
+from coordinator.runtime import STOP_LIMIT, check_hosts
 from coordinator.study_run import StudyRun
 
 UPDATES_AHEAD = 10_000
@@ -111,12 +112,16 @@ class StudyManager:
     """Starts and stops studies. ``total`` is how many slots they share."""
 
     def __init__(
-        self, links: Mapping[str, AgentLink], slots: Mapping[str, int], runs: Path, total: int | None = None
+        self,
+        links: Mapping[str, AgentLink],
+        hosts: Mapping[str, Usable],
+        runs: Path,
+        total: int | None = None,
     ) -> None:
         self._links = links
-        self._slots = slots
+        self._hosts = hosts
         self._runs = runs
-        self._total = sum(slots.values()) if total is None else total
+        self._total = sum(host.slots for host in hosts.values()) if total is None else total
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
         self.studies: dict[str, ManagedStudy] = {}
@@ -138,14 +143,14 @@ class StudyManager:
         if study_id in self.studies or (path / "study.db").exists():
             raise StudyExistsError(f"the study {study_id} exists already; choose another id")
         spec = config.to_spec(study_id)
-        check_cluster(self._slots, spec.cluster)
+        check_hosts(self._hosts, spec.cluster)
         directory = StudyDirectory.create(path)
         now = asyncio.get_running_loop().time()
         run = StudyRun(
             spec,
             directory,
             self._links,
-            self._slots,
+            usable_slots(self._hosts, spec.cluster),
             now=now,
             started_at=time.time(),
             observer=functools.partial(self._observe, study_id),

@@ -10,9 +10,9 @@ import click
 from coordinator.config import StudyConfig
 from coordinator.config.models import SHIPPED
 from coordinator.directory import StudyDirectory
-from coordinator.hosts import AgentAddress
+from coordinator.hosts import AgentAddress, Usable, usable_slots
 from coordinator.private_agent import usable_cores
-from coordinator.runtime import check_cluster, close_links, connect
+from coordinator.runtime import THIS_MACHINE, check_cluster, close_links, connect
 from coordinator.search.space import Choice, Dimension, Layers
 
 
@@ -24,24 +24,28 @@ async def show_plan(config: StudyConfig, agents: Sequence[AgentAddress] | None, 
     """
     if output is not None:
         StudyDirectory.create(output).close()
-    slots = await _slots(config, agents)
-    for line in _describe(config, slots, output):
+    hosts = await _hosts(config, agents)
+    for line in _describe(config, hosts, agents is None, output):
         click.echo(line)
 
 
-async def _slots(config: StudyConfig, agents: Sequence[AgentAddress] | None) -> Mapping[str, int]:
+async def _hosts(config: StudyConfig, agents: Sequence[AgentAddress] | None) -> Mapping[str, Usable]:
     if agents is None:
-        slots = {"this machine": config.keys.slots or max(usable_cores(), config.cluster.workers)}
-        check_cluster(slots, config.cluster)
-        return slots
-    links, slots = await connect(agents, config.cluster)
+        slots = config.keys.slots or max(usable_cores(), config.cluster.workers)
+        check_cluster({THIS_MACHINE: slots}, config.cluster)
+        return {THIS_MACHINE: Usable(slots)}
+    links, hosts = await connect(agents, config.cluster)
     await close_links(list(links.values()))
-    return slots
+    return hosts
 
 
-def _describe(config: StudyConfig, slots: Mapping[str, int], output: Path | None) -> list[str]:
+def _describe(
+    config: StudyConfig, hosts: Mapping[str, Usable], private: bool, output: Path | None
+) -> list[str]:
     cluster = config.cluster
     tasks = f"{cluster.ps} PS + {cluster.workers} workers" if cluster.ps else "one process"
+    if cluster.gpus_per_worker:
+        tasks += f", {cluster.gpus_per_worker:.3g} GPU{'s' * (cluster.gpus_per_worker > 1)} for each worker"
     trials = sum(stage.opt_epoch for stage in config.stages)
     lines = [
         f"model      {config.keys.nn_model}, minimising {config.keys.objective}, seed {config.seed}",
@@ -57,12 +61,23 @@ def _describe(config: StudyConfig, slots: Mapping[str, int], output: Path | None
     ]
     width = max(map(len, config.space))
     lines += [f"search     {name:<{width}}  {describe(d)}" for name, d in config.space.items()]
+    # The GPUs of this machine are not known: its agent, which is not there yet, finds them.
+    unknown = private and cluster.gpus_per_worker > 0
+    slots = {name: host.slots for name, host in hosts.items()} if unknown else usable_slots(hosts, cluster)
     at_once = sum(number // cluster.workers for number in slots.values()) or 1
     at_once = min(at_once, config.keys.parallel_trials or at_once)
-    lines += [f"host       {name}: {number} slots" for name, number in slots.items()]
-    lines += [f"at once    {at_once} trial{'s'[: at_once != 1]}"]
+    for name, host in hosts.items():
+        lines += [f"host       {name}: {host.slots} slots{_gpus(host, unknown)}"]
+        lines += [f"           {why} (not leased now)" for why in host.quarantined]
+    lines += [f"at once    {'up to ' * unknown}{at_once} trial{'s'[: at_once != 1]}"]
     lines += [f"results    {output or Path(config.keys.train_log_dir) / '<study-id>'}"]
     return lines
+
+
+def _gpus(host: Usable, unknown: bool) -> str:
+    if unknown:
+        return ", GPUs counted when the study starts"
+    return f", {host.gpus} GPU{'s' * (host.gpus > 1)}" if host.gpus else ""
 
 
 def describe(dimension: Dimension) -> str:

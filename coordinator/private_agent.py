@@ -14,7 +14,7 @@ from pathlib import Path
 import coordinator
 from coordinator.agent_link import AgentLink, HostUnreachableError
 from coordinator.errors import StudyFailedError
-from coordinator.hosts import AgentAddress
+from coordinator.hosts import AgentAddress, Usable
 
 START_LIMIT = 20.0
 CLOSE_LIMIT = 15.0
@@ -32,13 +32,15 @@ class PrivateAgent:
     """One agent of our own: ``start``, ``closed_by_itself``, ``close``.
 
     ``state`` is a folder for its attempts, removed at the end; ``log`` takes its stderr, and is
-    removed where it stayed empty. It ends by itself when this process dies.
+    removed where it stayed empty. ``usable`` is what it has; its GPUs are known once it has started.
+    It ends by itself when this process dies.
     """
 
     def __init__(self, state: Path, log: Path, slots: int) -> None:
         self._state = state
         self._log = log
         self.slots = slots
+        self.usable = Usable(slots)
         self._process: asyncio.subprocess.Process | None = None
         self._pipe: int | None = None
         # The path of a Unix socket is at most 107 bytes long: no place for an output directory.
@@ -125,7 +127,8 @@ class PrivateAgent:
                 raise StudyFailedError(
                     f"this machine's agent did not come up ({_describe(died.result())}){self._tail()}"
                 )
-            await ready
+            inventory = await ready
+            self.usable = Usable(self.slots, inventory.gpus, inventory.quarantined)
         except HostUnreachableError as error:
             raise StudyFailedError(f"this machine's agent did not come up: {error}{self._tail()}") from error
         finally:

@@ -12,9 +12,9 @@ from typing import Any, Protocol, TypeVar
 
 from coordinator.agent_link import AgentLink, HostUnreachableError, Patience
 from coordinator.directory import StudyDirectory
-from coordinator.domain import Cluster, Study, StudySpec, StudyState, Trial, TrialCounts
+from coordinator.domain import Cluster, Notice, Study, StudySpec, StudyState, Trial, TrialCounts
 from coordinator.errors import HostsError
-from coordinator.hosts import AgentAddress, usable_slots
+from coordinator.hosts import AgentAddress, Usable, usable, usable_slots
 from coordinator.placement import HostCapacity, why_never
 from coordinator.private_agent import CLOSE_LIMIT, PrivateAgent, usable_cores
 from coordinator.study_run import Observer, StudyRun
@@ -94,7 +94,8 @@ async def run_study(
         ready = await _unless_stopped(_connect(agents, private, spec.cluster, stack, patience), stop)
         if ready is None:
             return StudyResult(_never_begun(spec, started_at), (), directory.path)
-        links, slots_by_host = ready
+        links, hosts = ready
+        slots_by_host = usable_slots(hosts, spec.cluster)
         run = StudyRun(
             spec,
             directory,
@@ -104,6 +105,10 @@ async def run_study(
             started_at=started_at,
             observer=observer,
         )
+        if spec.cluster.gpus_per_worker:
+            for name, host in hosts.items():
+                for why in host.quarantined:
+                    observer(Notice(f"host {name} does not lease all its GPUs now: {why}", warning=True))
         if private is not None:
             run.supervise(private.closed_by_itself())
         else:
@@ -116,8 +121,8 @@ async def run_study(
 
 async def connect(
     agents: Sequence[AgentAddress], cluster: Cluster | None, patience: Patience | None = None
-) -> tuple[dict[str, AgentLink], dict[str, int]]:
-    """Links to all agents, and the slots to use of each.
+) -> tuple[dict[str, AgentLink], dict[str, Usable]]:
+    """Links to all agents, and what to use of each host.
 
     Raises HostsError with every agent that does not answer or has too little, and where no trial
     of ``cluster`` could ever be placed.
@@ -136,12 +141,18 @@ async def connect(
                 inventories[link.address] = answer
         if problems:
             raise HostsError("\n".join(problems))
-        slots = usable_slots(inventories)
-        check_cluster(slots, cluster)
+        hosts = usable(inventories)
+        check_hosts(hosts, cluster)
     except BaseException:
         await close_links(links)
         raise
-    return {link.name: link for link in links}, slots
+    return {link.name: link for link in links}, hosts
+
+
+def check_hosts(hosts: Mapping[str, Usable], cluster: Cluster | None) -> None:
+    """Raises HostsError where no trial of ``cluster`` could ever be placed on these hosts."""
+    if cluster is not None:
+        check_cluster(usable_slots(hosts, cluster), cluster)
 
 
 def check_cluster(slots: Mapping[str, int], cluster: Cluster | None) -> None:
@@ -163,14 +174,16 @@ async def _connect(
     cluster: Cluster,
     stack: contextlib.AsyncExitStack,
     patience: Patience | None,
-) -> tuple[dict[str, AgentLink], dict[str, int]]:
+) -> tuple[dict[str, AgentLink], dict[str, Usable]]:
     if private is not None:
         link = await private.start()
-        links, slots = {link.name: link}, {link.name: private.slots}
-    else:
-        links, slots = await connect(agents or (), cluster, patience)
+        stack.push_async_callback(link.close)
+        hosts = {link.name: private.usable}
+        check_hosts(hosts, cluster)
+        return {link.name: link}, hosts
+    links, hosts = await connect(agents or (), cluster, patience)
     stack.push_async_callback(close_links, list(links.values()))
-    return links, slots
+    return links, hosts
 
 
 async def _unless_stopped(work: Coroutine[Any, Any, Result], stop: StopSignal) -> Result | None:

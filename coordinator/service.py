@@ -186,13 +186,13 @@ async def serve(
             private = PrivateAgent(state, runs_directory / "agent.log", max(PRIVATE_SLOTS, usable_cores()))
             stack.push_async_callback(private.close, LAST_MOMENT)
             link = await private.start()
-            links, slots, total = {link.name: link}, {link.name: private.slots}, usable_cores()
+            links, hosts, total = {link.name: link}, {link.name: private.usable}, usable_cores()
             watching.append(private.closed_by_itself())
         else:
-            links, slots = await connect(agents, None)
-            total = sum(slots.values())
+            links, hosts = await connect(agents, None)
+            total = sum(host.slots for host in hosts.values())
         stack.push_async_callback(close_links, list(links.values()))
-        manager = StudyManager(links, slots, runs_directory, total)
+        manager = StudyManager(links, hosts, runs_directory, total)
         if agents is not None:
             watching += [_watch(link, manager) for link in links.values()]
         healthy = cast("Any", health).aio.HealthServicer()  # unknown to the stubs

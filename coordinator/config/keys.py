@@ -86,10 +86,13 @@ def _off(value: Any, sentence: str) -> None:
     raise RefusedError(sentence)
 
 
-def _no_gpus(value: Any) -> int:
-    if values.whole(value, 0):
-        raise RefusedError("GPUs are not used in this version: leave num_gpus at 0")
-    return 0
+def _gpus(value: Any) -> float:
+    number = values.number(value, 0, values.MOST_GPUS)
+    if number.is_integer():
+        return int(number)
+    if number > 1:
+        raise RefusedError(f"must be a whole number, or a share of one GPU below 1, not {describe(value)}")
+    return values.number(value, values.LEAST_SHARE)
 
 
 def _folders(value: Any) -> tuple[str, ...] | None:
@@ -153,7 +156,12 @@ class Keys(_Keys):
     sync_backup_workers: Annotated[int, BeforeValidator(values.bounded_whole(0, values.MOST_TASKS))] = Field(
         0, description="with sync_replicas: how many of the workers a step need not wait for"
     )
-    num_gpus: Annotated[int, BeforeValidator(_no_gpus)] = 0
+    num_gpus: Annotated[int | None, values.optional(values.bounded_whole(0, values.MOST_GPUS))] = Field(
+        None, description="GPUs of each machine for a trial, whose workers share them"
+    )
+    gpus_per_worker: Annotated[int | float | None, values.optional(_gpus)] = Field(
+        None, description="GPUs of each worker: a whole number, or a share of one such as 0.5; 0: none"
+    )
     slots: Annotated[int | None, values.optional(values.bounded_whole(1, values.MOST_SLOTS))] = Field(
         None, description="workers at once on this machine; default: CPU cores, or one trial's"
     )

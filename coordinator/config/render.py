@@ -15,6 +15,7 @@ _LEFT_OUT = {
     "opt_epoch",
     "ps_hosts",  # cluster says it
     "worker_hosts",
+    "num_gpus",  # gpus_per_worker says it
     "pruner",
     *WITHOUT_EFFECT,
 }

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import secrets
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,7 @@ class _Resolver:
         space = SpaceReader(self._document).read(keys)
         cluster = self._cluster(keys)
         self._synchronous(keys, cluster)
+        cluster = replace(cluster, gpus_per_worker=self._gpus_per_worker(keys, cluster.workers))
         dimensions, features = self._dimensions(keys)
         location = self._data_file(keys)
         stages = keys.opt_stages or ((keys.train_epoch, keys.opt_epoch),)
@@ -131,6 +133,8 @@ class _Resolver:
                 "seed": seed,
                 "opt_stages": stages,
                 "cluster": ClusterKeys(ps=cluster.ps, workers=cluster.workers),
+                "num_gpus": None,
+                "gpus_per_worker": cluster.gpus_per_worker,
                 "nn_dimensions": dimensions,
                 "data_features": features,
                 "load_data_dir": location,
@@ -211,6 +215,15 @@ class _Resolver:
             )
         elif keys.sync_replicas and cluster.workers == 1:
             self._notes.append("sync_replicas has no effect: there is one worker only")
+
+    def _gpus_per_worker(self, keys: Keys, workers: int) -> float:
+        if self._given("num_gpus", "gpus_per_worker") and (keys.num_gpus or keys.gpus_per_worker):
+            self._problem("num_gpus", message="gpus_per_worker says that, too: leave one of them out")
+        if not keys.num_gpus:
+            return keys.gpus_per_worker or 0
+        # As in the original, worker i is on GPU i mod num_gpus: this is how many meet on the fullest one.
+        neighbours = math.ceil(workers / keys.num_gpus)
+        return 1 if neighbours == 1 else 1 / neighbours
 
     def _dimensions(self, keys: Keys) -> tuple[tuple[int, int] | None, int]:
         key, model = "nn_dimensions", SHIPPED.get(keys.nn_model)

@@ -24,6 +24,12 @@ MOST_TASKS = 1000
 MOST_SLOTS = 10_000
 """The most slots of this machine."""
 
+MOST_GPUS = 1000
+"""The most GPUs of a machine."""
+
+LEAST_SHARE = 0.001
+"""The smallest share of a GPU."""
+
 
 class RefusedError(ValueError):
     """A value is not what its key takes; the message is for the user, without key and place."""

@@ -166,6 +166,7 @@ def _work(task: Task) -> Outcome:
         from nhop_models.runtime import ps
 
         return ps.run(task)
-    from nhop_models.runtime import worker
+    from nhop_models.runtime import cluster, worker
 
+    cluster.set_up(task.spec, task.identity)
     return worker.run(task)

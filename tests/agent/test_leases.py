@@ -3,10 +3,13 @@ from __future__ import annotations
 import random
 import socket
 from collections.abc import Iterator
+from fractions import Fraction
 
 import pytest
 
-from agent.domain import AttemptId, TaskRequirement
+from agent.domain import AttemptId, TaskLease, TaskRequirement
+from agent.gpu_pool import GpuPool
+from agent.gpus import GpuDevice
 from agent.leases import LeaseBook, NotEnoughError, PortPool, is_port_free
 from nhop_models.contract import TaskId
 
@@ -60,6 +63,62 @@ def test_ports_of_two_attempts_differ(book: LeaseBook) -> None:
     first = book.lease(ATTEMPT, needs("ps/0", "worker/0"))
     second = book.lease(OTHER, needs("ps/0", "worker/0"))
     assert len({lease.port for lease in (*first, *second)}) == 4
+
+
+def gpus_for(amount: Fraction, port: bool = True) -> list[TaskRequirement]:
+    return [TaskRequirement(TaskId.parse("worker/0"), 1, port, amount)]
+
+
+@pytest.fixture
+def gpus() -> GpuPool:
+    return GpuPool([GpuDevice("GPU-a", "fake", 1)])
+
+
+def test_gpus_are_leased_with_the_rest(gpus: GpuPool) -> None:
+    book = LeaseBook(2, pool(), gpus)
+    assert book.lease(ATTEMPT, gpus_for(Fraction(1, 4), port=False)) == (
+        TaskLease(TaskId.parse("worker/0"), 1, None, ("GPU-a",), Fraction(1, 4)),
+    )
+    book.release(ATTEMPT)
+    assert gpus["GPU-a"].free == 1
+
+
+def test_without_enough_gpus_nothing_is_taken(gpus: GpuPool) -> None:
+    book = LeaseBook(2, pool(), gpus)
+    with pytest.raises(NotEnoughError, match="2 GPUs wanted, 1 free") as error:
+        book.lease(ATTEMPT, gpus_for(Fraction(2)))
+    assert error.value.resource == "GPUS"
+    assert book.free_slots == 2
+
+
+def test_without_a_port_no_gpu_is_taken(gpus: GpuPool) -> None:
+    ports = pool(1)
+    taken = ports.take(1)
+    book = LeaseBook(2, ports, gpus)
+    with pytest.raises(NotEnoughError, match="ports"):
+        book.lease(ATTEMPT, gpus_for(Fraction(1)))
+    ports.release(taken)
+    assert gpus["GPU-a"].free == 1
+
+
+def test_gpus_may_come_back_later_than_the_rest(gpus: GpuPool) -> None:
+    book = LeaseBook(2, pool(), gpus)
+    book.lease(ATTEMPT, gpus_for(Fraction(1)))
+    book.release(ATTEMPT, gpus=False)
+    assert (book.free_slots, gpus["GPU-a"].free) == (2, 0)
+
+
+def test_gpus_of_an_attempt_of_an_earlier_agent_are_restored(gpus: GpuPool) -> None:
+    book = LeaseBook(2, pool(), gpus)
+    book.restore(ATTEMPT, [TaskLease(TaskId.parse("worker/0"), 1, None, ("GPU-a",))])
+    assert gpus["GPU-a"].free == 0
+
+
+def test_a_lease_knows_what_it_was_given_for(gpus: GpuPool) -> None:
+    book = LeaseBook(2, pool(), gpus)
+    requirements = [*gpus_for(Fraction(1, 3)), *needs("ps/0")]
+    assert [lease.requirement for lease in book.lease(ATTEMPT, requirements)] == requirements
+    book.release(ATTEMPT)
 
 
 def test_a_port_is_not_used_again_at_once() -> None:

@@ -16,10 +16,13 @@ import grpc
 from google.protobuf import duration_pb2, json_format
 
 from nhop.v1 import agent_pb2, agent_pb2_grpc, types_pb2
+from tests.fakes.gpus import write_gpus
 from tests.fakes.scripted_agent import ScriptedAgent, TaskScript, completed, default_script, failed, name
 
 ROOT = Path(__file__).parents[2]
 DEADLINE = 10.0
+GPUS = ("GPU-a", "GPU-b")
+"""What the host of either agent has."""
 
 
 def attempt_id(trial: int = 1, attempt: int = 1, study: str = "study") -> types_pb2.AttemptId:
@@ -32,10 +35,16 @@ def task_id(text: str) -> types_pb2.TaskId:
     return types_pb2.TaskId(role=number, index=int(index))
 
 
-def requirements(*tasks: str) -> list[agent_pb2.TaskRequirement]:
+def requirements(*tasks: str, gpus: float = 0.0) -> list[agent_pb2.TaskRequirement]:
+    """For an attempt of these tasks; ``gpus`` for each worker."""
     with_ps = any(task.startswith("ps") for task in tasks)
     return [
-        agent_pb2.TaskRequirement(task=task_id(t), slots=int(t.startswith("worker")), port=with_ps)
+        agent_pb2.TaskRequirement(
+            task=task_id(t),
+            slots=int(t.startswith("worker")),
+            port=with_ps,
+            gpus=gpus if t.startswith("worker") else 0,
+        )
         for t in tasks
     ]
 
@@ -73,8 +82,10 @@ class Harness:
         self.channel = grpc.aio.insecure_channel(address)
         self.stub: Any = agent_pb2_grpc.AgentServiceStub(self.channel)
 
-    async def prepare(self, attempt: types_pb2.AttemptId, *tasks: str, timeout: float = 0.0) -> Any:
-        request = agent_pb2.PrepareAttemptRequest(attempt=attempt, tasks=requirements(*tasks))
+    async def prepare(
+        self, attempt: types_pb2.AttemptId, *tasks: str, timeout: float = 0.0, gpus: float = 0.0
+    ) -> Any:
+        request = agent_pb2.PrepareAttemptRequest(attempt=attempt, tasks=requirements(*tasks, gpus=gpus))
         if timeout:
             request.lease_timeout.CopyFrom(seconds(timeout))
         return await self.stub.PrepareAttempt(request, timeout=DEADLINE)
@@ -219,10 +230,14 @@ class RealAgent(Harness):
 
     process: asyncio.subprocess.Process
     state_dir: Path
+    gpus_file: Path
 
     @classmethod
     async def launch(cls, directory: Path, **config: Any) -> RealAgent:
         values = {"listen": f"unix:{directory}/agent.sock", "state_dir": str(directory / "state"), "slots": 2}
+        values["gpus"] = str(directory / "gpus.json")
+        if not (directory / "gpus.json").exists():
+            write_gpus(directory / "gpus.json", *GPUS)
         values.update(config)
         process = await asyncio.create_subprocess_exec(
             sys.executable, str(ROOT / "tests/fakes/run_agent.py"), json.dumps(values),
@@ -237,6 +252,7 @@ class RealAgent(Harness):
         agent = cls(line.split()[3])
         agent.process = process
         agent.state_dir = directory / "state"
+        agent.gpus_file = directory / "gpus.json"
         return agent
 
     async def close(self) -> None:
@@ -268,7 +284,7 @@ class FakeAgent(Harness):
 
     @classmethod
     async def launch(cls, directory: Path) -> FakeAgent:
-        agent = ScriptedAgent(slots=2, script=scripted)
+        agent = ScriptedAgent(slots=2, script=scripted, gpus=GPUS)
         harness = cls(await agent.serve(f"unix:{directory}/agent.sock"))
         harness.agent = agent
         return harness

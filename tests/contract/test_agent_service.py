@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import Any
 
 import grpc
@@ -12,6 +13,7 @@ from google.rpc import error_details_pb2, status_pb2
 from nhop.v1 import agent_pb2, types_pb2
 from tests.contract.harness import (
     DEADLINE,
+    GPUS,
     Harness,
     attempt_id,
     ended,
@@ -20,6 +22,7 @@ from tests.contract.harness import (
     outcome,
     requirements,
     start_request,
+    task_id,
 )
 
 FOREVER = {"worker/0": {"runs_for": None, "reports": 2}}
@@ -96,6 +99,70 @@ async def test_a_newer_attempt_releases_an_older_one(agent: Harness) -> None:
     assert events[-1].attempt_ended.reason == agent_pb2.STOP_REASON_RELEASED
 
 
+# --- GPUs -----------------------------------------------------------------------------------
+
+
+def uuids(prepared: Any) -> list[list[str]]:
+    return [list(lease.gpus) for lease in prepared.leases]
+
+
+async def free_gpus(agent: Harness) -> list[float]:
+    return [gpu.free for gpu in (await agent.inventory()).gpus]
+
+
+async def test_the_inventory_names_the_gpus(agent: Harness) -> None:
+    assert [gpu.uuid for gpu in (await agent.inventory()).gpus] == list(GPUS)
+    assert await free_gpus(agent) == [1.0, 1.0]
+
+
+async def test_each_worker_gets_a_gpu_of_its_own(agent: Harness) -> None:
+    prepared = await agent.prepare(attempt_id(), "ps/0", "worker/0", "worker/1", gpus=1)
+    assert uuids(prepared) == [[], ["GPU-a"], ["GPU-b"]]
+    assert await free_gpus(agent) == [0.0, 0.0]
+
+
+async def test_a_worker_may_have_several_gpus(agent: Harness) -> None:
+    assert uuids(await agent.prepare(attempt_id(), "worker/0", gpus=2)) == [["GPU-a", "GPU-b"]]
+
+
+async def test_workers_share_a_gpu(agent: Harness) -> None:
+    prepared = await agent.prepare(attempt_id(), "ps/0", "worker/0", "worker/1", gpus=0.25)
+    assert uuids(prepared) == [[], ["GPU-a"], ["GPU-a"]]
+    assert await free_gpus(agent) == [0.5, 1.0]
+
+
+async def test_tasks_that_ask_for_none_get_none(agent: Harness) -> None:
+    assert uuids(await agent.prepare(attempt_id(), "worker/0")) == [[]]
+
+
+async def test_more_gpus_than_are_free_are_refused_and_nothing_is_leased(agent: Harness) -> None:
+    await agent.prepare(attempt_id(1), "worker/0", gpus=1)
+    error = await refusal(agent.prepare(attempt_id(2), "worker/0", gpus=2))
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert detail(error, error_details_pb2.ErrorInfo()).reason == "GPUS"
+    inventory = await agent.inventory()
+    assert (inventory.free_slots, await free_gpus(agent)) == (1, [0.0, 1.0])
+
+
+async def test_gpus_of_an_attempt_that_is_released_are_free_again(agent: Harness) -> None:
+    await agent.prepare(attempt_id(), "worker/0", gpus=2)
+    await agent.stop(attempt_id())
+    await agent.prepare(attempt_id(2), "worker/0", gpus=2)
+
+
+async def test_gpus_of_an_attempt_that_has_ended_can_be_had_at_once(agent: Harness) -> None:
+    prepared = await agent.prepare(attempt_id(), "worker/0", gpus=2)
+    await agent.start(attempt_id(), prepared.leases)
+    await agent.events(attempt_id())
+    await agent.prepare(attempt_id(2), "worker/0", gpus=2)
+
+
+async def test_gpus_are_part_of_what_was_prepared(agent: Harness) -> None:
+    await agent.prepare(attempt_id(), "worker/0", gpus=1)
+    error = await refusal(agent.prepare(attempt_id(), "worker/0", gpus=2))
+    assert error.code() is grpc.StatusCode.FAILED_PRECONDITION
+
+
 # --- validation -----------------------------------------------------------------------------
 
 
@@ -130,6 +197,14 @@ async def test_a_wrong_attempt_id_is_named(
         (lambda tasks: setattr(tasks[0].task, "index", -1), "tasks[0].task.index"),
         (lambda tasks: setattr(tasks[0].task, "role", 0), "tasks[0].task.role"),
         (lambda tasks: setattr(tasks[0], "slots", -1), "tasks[0].slots"),
+        (lambda tasks: setattr(tasks[0], "gpus", -1.0), "tasks[0].gpus"),
+        (lambda tasks: setattr(tasks[0], "gpus", 1.5), "tasks[0].gpus"),
+        (lambda tasks: setattr(tasks[0], "gpus", math.nan), "tasks[0].gpus"),
+        (lambda tasks: setattr(tasks[0], "gpus", math.inf), "tasks[0].gpus"),
+        (
+            lambda tasks: tasks.append(agent_pb2.TaskRequirement(task=task_id("ps/0"), gpus=1)),
+            "tasks[1].gpus",
+        ),
     ],
 )
 async def test_wrong_tasks_are_named(agent: Harness, change: Any, field: str) -> None:

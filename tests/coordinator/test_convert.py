@@ -117,6 +117,11 @@ def test_a_ps_takes_no_slot():
     assert [(task.slots, task.port) for task in request.tasks] == [(0, True), (1, True)]
 
 
+def test_workers_ask_for_gpus_and_parameter_servers_do_not():
+    command = PrepareAttempt(ATTEMPT, "a", (TaskId.parse("ps/0"), WORKER), ports=True)
+    assert [task.gpus for task in convert.prepare_to_pb(command, 0.5).tasks] == [0.0, 0.5]
+
+
 def test_a_start_says_everything():
     training = Training("m:M", {"data_instances": 10}, 0.5, ("/code",), "/work", True, 0.5)
     command = StartAttempt(ATTEMPT, "a", ("h:1",), ("h:2", "h:3"), {"x": 1}, 100, 42)

@@ -10,6 +10,7 @@ import time
 import pytest
 
 from coordinator.agent_link import AgentLink
+from coordinator.directory import StudyDirectory
 from coordinator.domain import (
     AttemptId,
     Cluster,
@@ -26,6 +27,7 @@ from coordinator.errors import HostsError, StudyFailedError
 from coordinator.hosts import AgentAddress
 from coordinator.instructions import AttemptRecord, PrepareAttempt, StopAttempt
 from coordinator.machine import StudyMachine
+from coordinator.runtime import run_study
 from coordinator.store import Store
 from nhop.v1 import types_pb2
 from nhop_models.contract import FailureKind, TaskId
@@ -161,6 +163,55 @@ async def test_a_cluster_spread_over_hosts(coordinator, serve):
     start = next(request for name, request in agents[0].calls if name == "StartAttempt")
     assert len(set(start.cluster.workers)) == 4
     assert len(set(start.cluster.ps)) == 2
+
+
+# --- GPUs ------------------------------------------------------------------------------------
+
+
+def gpus_of(agent):
+    """What each prepared attempt asked for, task by task."""
+    return [[t.gpus for t in request.tasks] for method, request in agent.calls if method == "PrepareAttempt"]
+
+
+async def test_workers_are_leased_gpus(coordinator, serve):
+    agent = await serve(slots=4, gpus=["g0", "g1"])
+    result = await coordinator.run(make_spec(cluster=Cluster(1, 2, 1)), agent)
+    assert result.study.counts.completed == 3
+    assert gpus_of(agent) == [[0, 1, 1]] * 3
+
+
+async def test_no_more_trials_run_than_the_gpus_carry(coordinator, serve):
+    agent = await serve(slots=8, gpus=["g0"])
+    result = await coordinator.run(make_spec(cluster=Cluster(0, 1, 0.5), stages=(StageBudget(10, 6),)), agent)
+    assert result.study.counts.completed == 6
+    assert len(gpus_of(agent)) == 6  # none was refused
+
+
+async def test_a_study_without_a_gpu_that_it_needs_ends_before_it_begins(coordinator, serve):
+    with pytest.raises(HostsError, match="have no GPU"):
+        await coordinator.run(make_spec(cluster=Cluster(0, 1, 1)), await serve())
+
+
+async def test_this_machine_without_a_gpu_is_told_too(coordinator, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # also where there is one
+    with (
+        StudyDirectory.create(tmp_path / "out") as directory,
+        pytest.raises(HostsError, match="localhost: 0"),
+    ):
+        await run_study(
+            make_spec(cluster=Cluster(0, 1, 1)),
+            directory=directory,
+            agents=None,
+            observer=coordinator.observe,
+            stop=coordinator.stop,
+        )
+
+
+async def test_a_quarantined_gpu_is_told_at_the_start(coordinator, serve):
+    agent = await serve(slots=2, gpus=["g0", "g1"])
+    agent.gpus["g0"].quarantined = "a process is stuck"
+    await coordinator.run(make_spec(cluster=Cluster(0, 1, 1)), agent)
+    assert "GPU g0: a process is stuck" in coordinator.seen(Notice)[0].message
 
 
 async def test_an_infrastructure_failure_is_tried_again(coordinator, serve):

@@ -23,7 +23,7 @@ import nhop
 from coordinator.config import load
 from coordinator.domain import Report, StudyState, Trial, TrialState
 from coordinator.errors import ConfigError, HostsError, UsageError
-from coordinator.hosts import AgentAddress
+from coordinator.hosts import AgentAddress, Usable
 from coordinator.manager import ManagedStudy, ManagerClosedError, StudyManager, Watcher
 from coordinator.search.space import Choice, Float, Int
 from coordinator.service import serve
@@ -347,7 +347,7 @@ async def test_trials_with_long_logs_stay_below_what_clients_take(served, agent)
 @pytest.fixture
 def manager(tmp_path):
     """One without any host."""
-    return StudyManager({}, {"a": 2}, tmp_path / "runs")
+    return StudyManager({}, {"a": Usable(2)}, tmp_path / "runs")
 
 
 async def ended(managed):

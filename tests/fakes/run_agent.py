@@ -1,6 +1,8 @@
 """``nhop-agent`` with a fake zygote: a process of its own for tests, as a user's would be.
 
-Prints what ``nhop-agent`` prints. Takes the values of AgentConfig as one JSON object.
+Prints what ``nhop-agent`` prints. Takes the values of AgentConfig as one JSON object, and besides
+``zygote_arguments`` for the fake zygote, ``zygote``: another script in its place, and ``gpus``: the file
+of a fake inventory (``tests.fakes.gpus``); without it the host has no GPU.
 """
 
 from __future__ import annotations
@@ -12,8 +14,8 @@ from pathlib import Path
 
 from agent.cli import serve
 from agent.config import AgentConfig, ListenAddress
-
-ZYGOTE = Path(__file__).with_name("zygote.py")
+from agent.gpus import no_gpus
+from tests.fakes.gpus import FileGpus
 
 
 def main() -> None:
@@ -21,8 +23,10 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     values["listen"] = ListenAddress.parse(values["listen"])
     values["state_dir"] = Path(values["state_dir"])
+    values["gpus"] = FileGpus(Path(values["gpus"])) if "gpus" in values else no_gpus
+    zygote = Path(__file__).with_name(values.pop("zygote", "zygote.py"))
     extra = values.pop("zygote_arguments", [])
-    config = AgentConfig(**values, zygote_command=(sys.executable, str(ZYGOTE), *extra))
+    config = AgentConfig(**values, zygote_command=(sys.executable, str(zygote), *extra))
     sys.exit(serve(config))
 
 

@@ -19,7 +19,7 @@ import itertools
 import math
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -151,12 +151,13 @@ class ScriptedAgent(agent_pb2_grpc.AgentServiceServicer):
 
     def __init__(
         self, *, slots: int = 2, script: Script = default_script, loss: Loss = default_loss,
-        hostname: str = "scripted", first_port: int = 20000,
+        hostname: str = "scripted", first_port: int = 20000, gpus: Sequence[str] = (),
     ) -> None:  # fmt: skip
         self.slots = slots
         self.script = script
         self.loss = loss
         self.hostname = hostname
+        self.gpus = {uuid: agent_pb2.Gpu(uuid=uuid, name="scripted", memory_bytes=8 << 30) for uuid in gpus}
         self.calls: list[tuple[str, Any]] = []
         self.reading: Callable[[str], Awaitable[Any]] = _at_once
         self.full = False
@@ -213,7 +214,7 @@ class ScriptedAgent(agent_pb2_grpc.AgentServiceServicer):
             hostname=self.hostname, nhop_version="0.1.0", python_version="3.11.7",
             tensorflow_version="2.21.0", cpu_cores=self.slots, slots=self.slots, free_slots=self._free(),
             task_address="127.0.0.1", free_disk_bytes=1 << 40, time=_now(),
-            incarnation=self.incarnation, memory_bytes=1 << 34,
+            incarnation=self.incarnation, memory_bytes=1 << 34, gpus=self._gpus(),
         )  # fmt: skip
 
     async def PrepareAttempt(self, request: Any, context: Any) -> agent_pb2.PrepareAttemptResponse:  # noqa: N802
@@ -236,10 +237,19 @@ class ScriptedAgent(agent_pb2_grpc.AgentServiceServicer):
                 f"{wanted} slots wanted, {self._free()} free",
                 error_details_pb2.ErrorInfo(reason="SLOTS", domain="nhop"),
             )
+        free = {gpu.uuid: gpu.free for gpu in self._gpus() if not gpu.quarantined}
+        gpus = [_take_gpus(free, t.gpus) for t in request.tasks]
+        if None in gpus:
+            await _refuse(
+                context,
+                code_pb2.RESOURCE_EXHAUSTED,
+                f"{sum(t.gpus for t in request.tasks):g} GPUs wanted, {sum(free.values()):g} free",
+                error_details_pb2.ErrorInfo(reason="GPUS", domain="nhop"),
+            )
         tasks = {}
-        for requirement in request.tasks:
+        for requirement, uuids in zip(request.tasks, gpus, strict=True):
             address = f"127.0.0.1:{next(self._ports)}" if requirement.port else ""
-            lease = agent_pb2.TaskLease(task=requirement.task, address=address)
+            lease = agent_pb2.TaskLease(task=requirement.task, address=address, gpus=uuids)
             tasks[name(requirement.task)] = _Task(requirement, lease)
         attempt = _Attempt(request.attempt, tasks, request)
         self._attempts[key(request.attempt)] = attempt
@@ -411,6 +421,15 @@ class ScriptedAgent(agent_pb2_grpc.AgentServiceServicer):
     def _free(self) -> int:
         return self.slots - sum(a.slots for a in self._attempts.values())
 
+    def _gpus(self) -> list[agent_pb2.Gpu]:
+        for gpu in self.gpus.values():
+            gpu.free = 1.0
+        for attempt in self._attempts.values():
+            for task in () if attempt.ended else attempt.tasks.values():
+                for uuid in task.lease.gpus:
+                    self.gpus[uuid].free -= min(task.requirement.gpus, 1.0)
+        return list(self.gpus.values())
+
     def _fence(self, attempt: types_pb2.AttemptId) -> None:
         trial = (attempt.study_id, attempt.trial)
         self._fences[trial] = max(self._fences.get(trial, 0), attempt.attempt)
@@ -520,6 +539,16 @@ class ScriptedAgent(agent_pb2_grpc.AgentServiceServicer):
         return outcome
 
 
+def _take_gpus(free: dict[str, float], amount: float) -> list[str] | None:
+    """UUIDs for a task, taken out of ``free``; None where they are not there."""
+    share = min(amount, 1.0)
+    uuids = [uuid for uuid in sorted(free, key=free.__getitem__) if free[uuid] >= share - 1e-6]
+    taken = uuids[: math.ceil(amount)] if amount else []
+    for uuid in taken:
+        free[uuid] -= share
+    return taken if len(taken) == math.ceil(amount) else None
+
+
 class _Subscription:
     def __init__(self, sent: dict[tuple[Key, str], int]) -> None:
         self.sent = sent
@@ -592,6 +621,11 @@ def _task_problems(tasks: Any) -> Problems:
             problems.append((f"tasks[{number}].task.index", "must not be negative"))
         if requirement.slots < 0:
             problems.append((f"tasks[{number}].slots", "must not be negative"))
+        gpus = requirement.gpus
+        if not (gpus == 0 or 0.001 <= gpus < 1 or (gpus >= 1 and gpus.is_integer())):
+            problems.append((f"tasks[{number}].gpus", "must be a whole number, or a share"))
+        elif gpus and task.role == types_pb2.TASK_ROLE_PS:
+            problems.append((f"tasks[{number}].gpus", "a parameter server takes no GPU"))
         if name(task) in seen:
             problems.append((f"tasks[{number}].task", f"{name(task)} is named twice"))
         seen.add(name(task))

@@ -79,6 +79,12 @@ def test_a_dry_run_shows_the_plan_and_starts_nothing(capsys, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_dry_run_shows_what_is_not_known_before_the_start(capsys):
+    out = check(capsys, ["--dry-run", "with", "num_gpus=1"], 0)
+    assert "0.5 GPU for each worker" in out
+    assert "GPUs counted when the study starts" in out
+
+
 def test_a_dry_run_finds_what_can_never_be_placed(capsys):
     check(capsys, ["--dry-run", "with", "slots=2", "cluster.workers=3"], 3, "cluster.workers is 3")
 

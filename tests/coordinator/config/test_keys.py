@@ -215,7 +215,6 @@ def test_epochs_beside_stages_are_noted():
         ("hyperparam_opt", "GA", "not the text 'GA'"),
         ("pruner", "median", "not in this version"),
         ("checkpoint", True, "did you mean checkpoint_every?"),
-        ("num_gpus", 1, "not used in this version"),
         ("search_space", {"x": {"low": 1, "high": 2, "conditions": []}}, "not in this version"),
     ],
 )
@@ -224,7 +223,7 @@ def test_what_this_version_does_not_have_is_refused(key, value, words):
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("sync_replicas", False), ("hyperparam_opt", "rs"), ("pruner", None), ("num_gpus", 0)]
+    ("key", "value"), [("sync_replicas", False), ("hyperparam_opt", "rs"), ("pruner", None)]
 )
 def test_what_this_version_does_not_have_may_be_switched_off(key, value):
     load({key: value})
@@ -262,6 +261,51 @@ def test_synchronous_training_of_one_worker_is_noted():
 def test_checkpoints_that_nothing_goes_on_from_are_noted():
     (note,) = load({"checkpoint_every": 500, "max_attempts": 1}).notes
     assert "nothing is tried again" in note
+
+
+# --- GPUs ------------------------------------------------------------------------------------
+
+
+def gpus_of(config):
+    return load({"cluster": {"ps": 1, "workers": 4}, **config}).cluster.gpus_per_worker
+
+
+def test_no_gpus_where_none_are_asked_for():
+    assert gpus_of({}) == 0
+    assert gpus_of({"num_gpus": 0}) == 0
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "each"), [(1, 1 / 4), (2, 1 / 2), (3, 1 / 2), (4, 1), (8, 1)]
+)  # 3: two workers meet on one of them
+def test_workers_share_the_gpus_of_their_machine(num_gpus, each):
+    assert gpus_of({"num_gpus": num_gpus}) == each
+
+
+@pytest.mark.parametrize("each", [0, 1, 2, 0.5, 1 / 3])
+def test_gpus_of_each_worker(each):
+    assert gpus_of({"gpus_per_worker": each}) == each
+
+
+@pytest.mark.parametrize("value", [-1, 1.5, 0.0001, "all", True, 100_000])
+def test_gpus_that_cannot_be(value):
+    assert "gpus_per_worker: must" in message({"gpus_per_worker": value})
+
+
+def test_gpus_are_said_once():
+    assert "leave one of them out" in message({"num_gpus": 1, "gpus_per_worker": 0.5})
+    assert "leave one of them out" in message({"num_gpus": 0, "gpus_per_worker": 1})
+
+
+def test_gpus_resolve_to_one_number():
+    text = load({"cluster": {"ps": 1, "workers": 4}, "num_gpus": 1}).to_yaml()
+    assert "gpus_per_worker: 0.25" in text
+    assert "num_gpus" not in text
+    assert load(text).cluster.gpus_per_worker == 0.25
+
+
+def test_gpus_are_part_of_the_study():
+    assert load({"gpus_per_worker": 1}).to_spec("s").cluster.gpus_per_worker == 1
 
 
 @pytest.mark.parametrize("key", ["trainer", "file2distribute", "running_stage"])

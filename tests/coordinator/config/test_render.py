@@ -60,7 +60,6 @@ def test_every_key_has_its_comment():
     undocumented = {
         "train_epoch",
         "opt_epoch",
-        "num_gpus",
     }
     text = load({"search_space": {"x": 1}}).to_yaml()
     shown = {line.split(":")[0]: line for line in text.splitlines() if not line.startswith(" ")}
