@@ -48,7 +48,8 @@ class Lead:
     """What the chief of a synchronous training runs beside its steps.
 
     ``watched``: the step that is under way, and the last one that each worker has pushed. ``adjusted`` is
-    fed with ``adjustment``: notices needed, who takes part (0 and 1), notices that wake a wait.
+    fed with ``adjustment``: notices needed, who takes part and who does so again (0 and 1 for each
+    worker), notices that wake a wait.
     """
 
     watched: Any
@@ -142,9 +143,9 @@ class TrainingGraph:
 
     def _lead(self, synchronous: SynchronousGraph) -> Lead:
         needed, woken = v1.placeholder(tf.int32, []), v1.placeholder(tf.int32, [])
-        present = v1.placeholder(tf.int32, [self._workers])
-        adjusted = synchronous.adjust(needed, present, woken)
-        return Lead(synchronous.watch(), adjusted, [needed, present, woken])
+        present, returned = (v1.placeholder(tf.int32, [self._workers]) for _ in range(2))
+        adjusted = synchronous.adjust(needed, present, returned, woken)
+        return Lead(synchronous.watch(), adjusted, [needed, present, returned, woken])
 
     def _step_alone(self, number: Any) -> tuple[Any, Any]:
         pushed = self.replica.step(self._inputs, number)

@@ -47,7 +47,7 @@ def _compile(model: NNModel, keras_model: keras.Model) -> None:
     """So that ``evaluate`` works on the loaded model; functions of the user's would keep it from loading."""
     metrics = [metric for metric in model.metrics if isinstance(metric, str)]
     if isinstance(model.loss, str):
-        keras_model.compile(loss=model.loss, metrics=metrics)
+        keras_model.compile("sgd", loss=model.loss, metrics=metrics)
     elif keras_model.compiled:
         keras_model.compiled = False
 

@@ -87,7 +87,7 @@ class ChiefSteps(Steps):
         self._adjust = session.make_callable(graph.lead.adjusted, graph.lead.adjustment)
         self._workers = spec.workers
         self._quorum = Quorum(len(spec.workers), spec.sync_backup_workers, spec.start_limit, time.monotonic())
-        self._set: tuple[int, list[bool]] = (len(spec.workers) - 1, [])  # what the graph knows
+        self._set = (len(spec.workers) - 1, [True] * len(spec.workers))  # what the graph knows
         self._lock = threading.Lock()  # of all that the two threads share
         self._called: float | None = None
         self._tell()
@@ -133,5 +133,7 @@ class ChiefSteps(Steps):
         """Has the graph wait for whom the quorum waits for, and wakes it where that are fewer now."""
         now = (self._quorum.needed, self._quorum.present)
         if now != self._set:
-            self._adjust(*now, max(self._set[0] - now[0], 0))
+            (needed, present), (before, were_present) = now, self._set
+            returned = [is_now and not was for is_now, was in zip(present, were_present, strict=True)]
+            self._adjust(needed, present, returned, max(before - needed, 0))
             self._set = now

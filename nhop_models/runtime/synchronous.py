@@ -90,13 +90,20 @@ class SynchronousGraph:
         with tf.device(self._first):
             return self._step.read_value(), self._pushed.read_value()
 
-    def adjust(self, needed: Any, present: Any, woken: Any) -> Any:
-        """Sets how many notices are needed and who takes part; ``woken`` notices more let a wait end."""
+    def adjust(self, needed: Any, present: Any, returned: Any, woken: Any) -> Any:
+        """Sets how many notices are needed and who takes part.
+
+        Those who have ``returned`` (0 and 1, as ``present``) are called to the step that is under way;
+        ``woken`` notices more let a wait end.
+        """
         with tf.device(self._first):
-            changed = tf.group(
-                self._needed.assign(needed, read_value=False), self._present.assign(present, read_value=False)
-            )
-            with tf.control_dependencies([changed]):
+            now = self._step.read_value()
+            called = [self._give(queue, returned[worker], now) for worker, queue in self._tokens.items()]
+            changed = [
+                self._needed.assign(needed, read_value=False),
+                self._present.assign(present, read_value=False),
+            ]
+            with tf.control_dependencies([*changed, *called]):
                 return self._notices.enqueue_many([tf.fill([woken], 0)])
 
     def set_step(self, step: Any) -> Any:

@@ -202,7 +202,7 @@ class Training:
     def _compiled_metrics(self) -> bool:
         if not self._metrics:
             return False
-        self._keras_model.compile(loss=None, metrics=self._metrics)
+        self._keras_model.compile("sgd", loss=None, metrics=self._metrics)
         self._keras_model.reset_metrics()
         return True
 
