@@ -12,7 +12,7 @@ from coordinator.config.models import SHIPPED
 from coordinator.config.source import Document, KeyPath, describe, shorten
 from coordinator.search.space import LARGEST_INT, Choice, Dimension, Float, Int, Layers
 
-OPTIMIZERS = ("Adam", "sgd", "Adagrad")
+OPTIMIZERS = ("Adam", "sgd", "Adagrad", "Momentum", "RMSprop", "AdamW")
 ACTIVATIONS = (
     "celu", "elu", "exponential", "gelu", "glu", "hard_shrink", "hard_sigmoid", "hard_silu", "hard_swish",
     "hard_tanh", "leaky_relu", "linear", "log_sigmoid", "mish", "relu", "relu6", "selu", "sigmoid", "silu",

@@ -144,7 +144,9 @@ class Keys(_Keys):
         None, description="range of the nodes of each layer; default: as hidden_layers"
     )
     activation: Any = Field(["relu", "tanh"], description="choices")
-    train_optimizer: Any = Field(["Adam", "sgd", "Adagrad"], description="choices")
+    train_optimizer: Any = Field(
+        ["Adam", "sgd", "Adagrad"], description="choices; Momentum, RMSprop and AdamW besides"
+    )
     search_space: Any = Field(None, description="further hyper-parameters of a model, by name")
 
     cluster: ClusterKeys = Field(ClusterKeys(), description="tasks of each trial; ps: 0 is one process")
