@@ -17,7 +17,15 @@ import tensorflow as tf
 from nhop_models.base import NNModel
 from nhop_models.contract import TaskId, TaskSpec
 from nhop_models.runtime.data import Data
-from nhop_models.runtime.inputs import LocalVariables, Share, test_input, training_input, unbatched
+from nhop_models.runtime.inputs import (
+    LocalVariables,
+    Share,
+    prepare_test,
+    prepare_training,
+    test_input,
+    training_input,
+    unbatched,
+)
 from nhop_models.runtime.loops import loop
 from nhop_models.runtime.optimizers import Update
 from nhop_models.runtime.replica import Replica
@@ -80,6 +88,8 @@ class TrainingGraph:
         self.lead: Lead | None = None
         rank = _input_rank(keras_model)
         data = Data(unbatched(data.train, rank, "train"), unbatched(data.test, rank, "test"))
+        share = self._share(hp, data, task)
+        train, test = prepare_training(data.train, share), prepare_test(data.test)
         devices = [f"/job:ps/task:{i}/cpu:0" for i in range(len(spec.ps))] or [""]
         self._here = f"/job:worker/task:{task.index}" if spec.ps else ""
         self._local = LocalVariables()
@@ -88,8 +98,8 @@ class TrainingGraph:
             v1.set_random_seed(_seed(spec.seed, task.index))
             self.replica = Replica(keras_model, model.loss, weights, state, devices, self._local, task.index)
             with tf.device(f"{self._here}/cpu:0"):
-                self._inputs = training_input(data.train, self._share(hp, data, task), self._local)
-                self.test = test_input(data.test, self._local)
+                self._inputs = training_input(train, share, self._local)
+                self.test = test_input(test, self._local)
             self._updates = []
             for number, variable in enumerate(self.replica.weights.variables):
                 with tf.device(self.replica.weights.devices[number]):

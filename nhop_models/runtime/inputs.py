@@ -39,6 +39,46 @@ class Share:
     seed: int
 
 
+@dataclass(frozen=True, slots=True)
+class Described:
+    """A pipeline as ``text`` (a serialized graph), which can be taken into a graph of another kind."""
+
+    text: bytes
+    element_spec: Any
+
+    @classmethod
+    def of(cls, dataset: tf.data.Dataset) -> Described:
+        """A dataset that was made eagerly; outside of any graph. It keeps to one thread."""
+        options = tf.data.Options()
+        options.threading.private_threadpool_size = 1
+        options.autotune.enabled = False
+        dataset = dataset.with_options(options)
+        described = tf.raw_ops.DatasetToGraphV2(
+            input_dataset=tf.data.experimental.to_variant(dataset), strip_device_assignment=True
+        )
+        return cls(described.numpy(), dataset.element_spec)
+
+
+Prepared = Arrays | Described
+
+
+def prepare_training(source: Source, share: Share) -> Prepared:
+    """What ``training_input`` takes; to be called outside of any graph. A pipeline never ends, in batches."""
+    if isinstance(source, Arrays):
+        return source
+    dataset = source.dataset
+    if share.workers > 1:
+        dataset = dataset.shard(share.workers, share.index)
+    return Described.of(dataset.repeat().batch(share.batch, drop_remainder=True).prefetch(2))
+
+
+def prepare_test(source: Source) -> Prepared:
+    """What ``test_input`` takes; to be called outside of any graph."""
+    if isinstance(source, Arrays):
+        return source
+    return Described.of(source.dataset.batch(_PIPELINE_EVALUATION_ROWS).prefetch(1))
+
+
 class LocalVariables:
     """Variables of this worker alone, filled by feeding, so that graphs stay small."""
 
@@ -56,16 +96,13 @@ class LocalVariables:
         self._initializers.append(variable.initializer)
         return variable
 
-    def add_dataset(self, dataset: tf.data.Dataset) -> tuple[Any, dict[Any, Any]]:
-        """An iterator over a dataset that was made outside of the graph, and what its initializer is fed."""
-        described = tf.raw_ops.DatasetToGraphV2(
-            input_dataset=tf.data.experimental.to_variant(dataset), strip_device_assignment=True
-        )
+    def add_pipeline(self, pipeline: Described) -> tuple[Any, dict[Any, Any]]:
+        """An iterator over a pipeline, and what its initializer is fed."""
         text = v1.placeholder(tf.string, [])
-        feed = {text: described.numpy()}
+        feed = {text: pipeline.text}
         self.feed.update(feed)
         inside = tf.data.experimental.from_variant(
-            tf.raw_ops.DatasetFromGraph(graph_def=text), dataset.element_spec
+            tf.raw_ops.DatasetFromGraph(graph_def=text), pipeline.element_spec
         )
         iterator = v1.data.make_initializable_iterator(inside)
         self._initializers.append(iterator.initializer)
@@ -97,18 +134,18 @@ class TestInput(Protocol):
         """What to feed for each batch; OutOfRangeError may end them earlier."""
 
 
-def training_input(source: Source, share: Share, local: LocalVariables) -> TrainingInput:
-    """The input of a worker; variables are added to ``local``."""
-    if isinstance(source, Arrays):
-        return _DrawnRows(source, share, local)
-    return _Stream(source, share, local)
+def training_input(prepared: Prepared, share: Share, local: LocalVariables) -> TrainingInput:
+    """The input of a worker, in the current graph; variables are added to ``local``."""
+    if isinstance(prepared, Arrays):
+        return _DrawnRows(prepared, share, local)
+    return _Stream(prepared, local)
 
 
-def test_input(source: Source, local: LocalVariables) -> TestInput:
-    """The held-out samples; variables are added to ``local``."""
-    if isinstance(source, Arrays):
-        return _AllRows(source, local)
-    return _WholeStream(source, local)
+def test_input(prepared: Prepared, local: LocalVariables) -> TestInput:
+    """The held-out samples, in the current graph; variables are added to ``local``."""
+    if isinstance(prepared, Arrays):
+        return _AllRows(prepared, local)
+    return _WholeStream(prepared, local)
 
 
 class _DrawnRows:
@@ -147,14 +184,8 @@ class _AllRows:
 
 
 class _Stream:
-    """Every ``workers``-th element, without an end."""
-
-    def __init__(self, source: Pipeline, share: Share, local: LocalVariables) -> None:
-        dataset = source.dataset
-        if share.workers > 1:
-            dataset = dataset.shard(share.workers, share.index)
-        dataset = dataset.repeat().batch(share.batch, drop_remainder=True).prefetch(2)
-        self._iterator, _ = local.add_dataset(_single_threaded(dataset))
+    def __init__(self, pipeline: Described, local: LocalVariables) -> None:
+        self._iterator, _ = local.add_pipeline(pipeline)
 
     def batch(self, step: Any) -> tuple[Any, Any]:
         with tf.control_dependencies([step]):
@@ -163,9 +194,8 @@ class _Stream:
 
 
 class _WholeStream:
-    def __init__(self, source: Pipeline, local: LocalVariables) -> None:
-        dataset = _single_threaded(source.dataset.batch(_PIPELINE_EVALUATION_ROWS).prefetch(1))
-        self._iterator, self._feed = local.add_dataset(dataset)
+    def __init__(self, pipeline: Described, local: LocalVariables) -> None:
+        self._iterator, self._feed = local.add_pipeline(pipeline)
         self.x, self.y = self._iterator.get_next()
 
     def restart(self, session: tf.compat.v1.Session) -> None:
@@ -173,14 +203,6 @@ class _WholeStream:
 
     def feeds(self) -> Iterable[dict[Any, Any]]:
         return itertools.repeat({})
-
-
-def _single_threaded(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """A pipeline that keeps to its task's share of the cores."""
-    options = tf.data.Options()
-    options.threading.private_threadpool_size = 1
-    options.autotune.enabled = False
-    return dataset.with_options(options)
 
 
 def unbatched(source: Source, rank: int | None, name: str) -> Source:
