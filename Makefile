@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 PROTOS := $(wildcard proto/nhop/v1/*.proto)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check proto check-proto lock bench clean
+.PHONY: help setup demo test test-faults check proto check-proto lock bench clean
 
 help:  ## Shows this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ demo: $(STAMP)  ## Runs a small study with a parameter server and two workers on
 
 test: check  ## Sets up, checks and runs all tests
 	$(BIN)/python -m pytest
+
+test-faults: $(STAMP)  ## Long tests of what must be survived (some minutes)
+	$(BIN)/python -m pytest -m faults -s
 
 check: $(STAMP) check-proto  ## Lint, types, import rules, generated code
 	$(BIN)/ruff check .
