@@ -208,3 +208,12 @@ def test_diabetes_beats_the_linear_model(commands):
     weights, *_ = np.linalg.lstsq(np.c_[x, np.ones(len(x))], y, rcond=None)
     linear = float(np.mean((np.c_[x_test, np.ones(len(x_test))] @ weights - y_test) ** 2))
     assert summary(commands.folder / "out")["best"]["val_loss"] < linear
+
+
+@pytest.mark.parametrize("example", ["forest", "own_loop"])
+def test_plain_functions_train_with_any_framework(commands, example):
+    run = commands.coordinator(
+        ROOT / "examples" / f"{example}.yaml", "with", "opt_stages=[[100,2]]", "--output", "out"
+    )
+    assert run.returncode == 0, run.stderr
+    assert summary(commands.folder / "out")["best"]["loss"] < 0.6
