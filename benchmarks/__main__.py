@@ -113,7 +113,7 @@ def steps() -> Iterator[Figure]:
     loop = found.pop("plain")
     goals = {
         "1 PS + 1 worker": f">= {2 * loop:.0f}, twice the plain loop",
-        "1 PS + 2 workers, synchronous": f">= {0.4 * found['1 PS + 2 workers']:.0f}: each applies 2 gradients",
+        "1 PS + 2 workers, synchronous": f">= {0.4 * found['1 PS + 2 workers']:.0f}: each has 2 gradients",
     }
     for name, rate in found.items():
         baseline = f"{loop:.0f} (plain loop, a variable a layer)" if name == "1 PS + 1 worker" else ""
