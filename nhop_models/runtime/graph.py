@@ -193,6 +193,13 @@ class TrainingGraph:
         self.local_initializer = self._local.initializer
         self.local_feed = self._local.feed
 
+    def forget_initial_values(self) -> None:
+        """Lets go of the data, which is in variables once they are initialised."""
+        self.initial_feed, self.local_feed = {}, {}
+        self._local.feed.clear()
+        for flat in self.replica.shared:
+            flat.initial_feed.clear()
+
     def restore_feed(self, values: Mapping[str, Any]) -> dict[Any, Any]:
         """What to feed to ``restore``; KeyError or ValueError where the values are those of another model."""
         feed = {}

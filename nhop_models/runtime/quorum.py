@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 
-APPEARANCE_SECONDS = 10.0
+APPEARANCE_SECONDS = 3.0
 """How long a worker may take until its server is seen for the first time."""
 LEAST_PATIENCE = 1.0
 STEPS_OF_PATIENCE = 5.0

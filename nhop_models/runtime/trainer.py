@@ -83,6 +83,7 @@ class Training:
                 self._session.run(self._graph.announce)
             else:
                 self._wait_for_chief()
+            self._graph.forget_initial_values()
         self._global_step = int(self._session.run(self._graph.step_now))
         leads = self._graph.lead is not None
         self._steps = (ChiefSteps if leads else Steps)(

@@ -31,12 +31,14 @@ def trial(folder):
         ("{ps: 0, workers: 1}", "nhop-worker-0"),
         ("{ps: 1, workers: 2}", "nhop-worker-0"),
         ("{ps: 2, workers: 2}", "nhop-ps-1"),
+        pytest.param("{ps: 2, workers: 2}, sync_replicas: true", "nhop-ps-0", marks=pytest.mark.faults),
     ],
 )
 def test_a_new_attempt_goes_on_from_the_last_checkpoint(commands, cluster, victim):
     process = commands.start(
         "nhop-coordinator",
-        *("with", f"cluster={cluster}", "checkpoint_every=500", *TRAINING, "--output", "out"),
+        *("with", f"cluster={cluster.partition('}')[0]}}}", "checkpoint_every=500", *TRAINING),
+        *(f"sync_replicas={'true' if 'sync' in cluster else 'false'}", "--output", "out"),
     )
     out = commands.folder / "out"
     commands.wait_for((out / ".artifacts" / "trial-1" / "checkpoint.npz").exists, "a checkpoint")

@@ -60,6 +60,8 @@ def test_no_trial_hangs_when_workers_are_killed_at_random_times(tmp_path: Path) 
             outcome = attempt.wait("worker/0")
             assert (outcome.status, outcome.step) == (TaskStatus.COMPLETED, STEPS), outcome
             attempt.stop()
+            if trial % 20 == 19:
+                print(f"{trial + 1} of {TRIALS} trials, {max(seconds):.1f} s at most", flush=True)
     finally:
         zygote.close()
     print(f"{TRIALS} trials: {statistics.median(seconds):.2f} s each, {max(seconds):.2f} s at most")

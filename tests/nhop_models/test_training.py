@@ -59,6 +59,8 @@ def test_many_workers_share_the_steps_and_only_the_chief_ends(make_attempt):
     chief = attempt.wait("worker/0")
     assert chief.status is TaskStatus.COMPLETED
     assert 600 <= chief.step <= 602
+    assert 0 < chief.metrics["staleness"] <= chief.metrics["staleness_max"]
+    assert "staleness" in attempt.records("worker/1")[-1].payload["metrics"]
     others = ["worker/1", "worker/2"]
     assert all(attempt.pids[task] not in attempt.zygote.exits for task in [*others, "ps/0", "ps/1"])
     attempt.stop()
