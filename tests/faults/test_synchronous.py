@@ -57,6 +57,7 @@ def test_no_trial_hangs_when_workers_are_killed_at_random_times(tmp_path: Path) 
                     attempt.kill(victim, signal.SIGKILL)
                 zygote.receive(0.01)
             seconds.append(time.monotonic() - begin)
+            assert zygote.exits[chief] == 0, (trial, zygote.exits[chief], attempt.log("worker/0"))
             outcome = attempt.wait("worker/0")
             assert (outcome.status, outcome.step) == (TaskStatus.COMPLETED, STEPS), outcome
             attempt.stop()

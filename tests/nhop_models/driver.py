@@ -169,6 +169,7 @@ class ZygoteDriver:
             assert time.monotonic() < deadline
             self.receive(1.0)
         pid = int(self._answers[self._requests]["pid"])
+        self.exits.pop(pid, None)  # of an earlier process: numbers come round again
         self.live.add(pid)
         return pid
 
