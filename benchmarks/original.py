@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import signal
@@ -22,6 +23,8 @@ from contextlib import closing
 from typing import Any
 
 from benchmarks import standard
+
+HUNG_SECONDS = 120
 
 
 def free_port() -> int:
@@ -36,7 +39,11 @@ def free_port() -> int:
 
 
 def seconds_of_trial(trial: int, ps: int, workers: int) -> float:
-    """Runs one trial in fresh processes; returns its wall time in seconds."""
+    """Runs one trial in fresh processes; returns its wall time in seconds.
+
+    This way of training can hang at its end, when a worker looks for a session while the others
+    leave: infinity after HUNG_SECONDS.
+    """
     cluster = {
         "ps": [f"127.0.0.1:{free_port()}" for _ in range(ps)],
         "worker": [f"127.0.0.1:{free_port()}" for _ in range(workers)],
@@ -51,8 +58,10 @@ def seconds_of_trial(trial: int, ps: int, workers: int) -> float:
             processes[role, index] = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     try:
         for index in range(workers):
-            if processes["worker", index].wait(timeout=300):
+            if processes["worker", index].wait(timeout=HUNG_SECONDS):
                 raise RuntimeError(f"worker {index} of the baseline failed")
+    except subprocess.TimeoutExpired:
+        return math.inf
     finally:
         for process in processes.values():
             if process.poll() is None:
