@@ -26,31 +26,35 @@ class Checkpoints:
 
     def restore(self) -> None:
         """Takes up an earlier attempt's checkpoint, where the coordinator has sent one."""
+        snapshot = self._graph.snapshot
+        if snapshot is None:
+            return
         try:
             with np.load(self._task.directory / RESTORE_FILE, allow_pickle=False) as archive:
                 values = {name: archive[name] for name in archive.files}
-            feed = self._graph.restore_feed(values)
+            feed = snapshot.feed(values)
         except FileNotFoundError:
             return
         except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
             self._note(f"the checkpoint does not fit and was not used ({error})")
             return
-        self._session.run(self._graph.restore, feed)
+        self._session.run(snapshot.restore, feed)
         step = int(values["global_step"])
-        self._due = (step // self._every + 1) * self._every if self._every else 0
+        self._due = (step // self._every + 1) * self._every
         print(f"going on from the checkpoint at global step {step}", flush=True)
 
     def steps_until_due(self, step: int) -> int | None:
         """Steps from ``step`` until the next checkpoint; None: there is none."""
-        return max(self._due - step, 1) if self._every else None
+        return None if self._graph.snapshot is None else max(self._due - step, 1)
 
     def save_if_due(self, step: int) -> None:
         """Saves where it is time to; a full disk is noted, and does not end the training."""
-        if not self._every or step < self._due:
+        snapshot = self._graph.snapshot
+        if snapshot is None or step < self._due:
             return
         self._due = (step // self._every + 1) * self._every
         with self._task.reporter.phase("checkpoints"):
-            values = self._session.run(self._graph.saved_values)
+            values = self._session.run(snapshot.values)
             try:
                 size = self._write(values)
             except OSError as error:

@@ -6,7 +6,7 @@ where the training does (budget, tolerance, a loss that is no number).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,9 @@ from nhop_models.contract import TaskId, TaskSpec
 from nhop_models.runtime.data import Data
 from nhop_models.runtime.inputs import (
     LocalVariables,
+    Prepared,
     Share,
+    TestInput,
     prepare_test,
     prepare_training,
     test_input,
@@ -28,7 +30,7 @@ from nhop_models.runtime.inputs import (
 )
 from nhop_models.runtime.loops import loop
 from nhop_models.runtime.optimizers import Update
-from nhop_models.runtime.replica import Replica
+from nhop_models.runtime.replica import Evaluated, Replica
 from nhop_models.runtime.synchronous import SynchronousGraph
 
 v1 = tf.compat.v1
@@ -65,6 +67,33 @@ class Lead:
     adjustment: Any
 
 
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """What the chief evaluates: held-out samples, loss and outputs for them, and the shards as they are."""
+
+    inputs: TestInput
+    evaluated: Evaluated
+    pulled: Sequence[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All that lives in variables of the cluster, by name: ``values``, and ``restore``, which is fed."""
+
+    values: Mapping[str, Any]
+    restore: Any
+    placeholders: Mapping[str, Any]
+
+    def feed(self, values: Mapping[str, Any]) -> dict[Any, Any]:
+        """What to feed to ``restore``; KeyError or ValueError where the values are those of another model."""
+        feed = {}
+        for name, placeholder in self.placeholders.items():
+            if tuple(values[name].shape) != tuple(placeholder.shape):
+                raise ValueError(f"{name} has the shape {values[name].shape}, not {placeholder.shape}")
+            feed[placeholder] = values[name]
+        return feed
+
+
 class TrainingGraph:
     """The graph of one worker; ``hp`` are the trial's hyper-parameters."""
 
@@ -86,10 +115,12 @@ class TrainingGraph:
         self._together = spec.sync_replicas and bool(spec.ps)
         self.synchronous: SynchronousGraph | None = None
         self.lead: Lead | None = None
+        self.held_out: HeldOut | None = None
+        self.snapshot: Snapshot | None = None
         rank = _input_rank(keras_model)
         data = Data(unbatched(data.train, rank, "train"), unbatched(data.test, rank, "test"))
         share = self._share(hp, data, task)
-        train, test = prepare_training(data.train, share), prepare_test(data.test)
+        train, test = prepare_training(data.train, share), prepare_test(data.test) if self._chief else None
         devices = [f"/job:ps/task:{i}/cpu:0" for i in range(len(spec.ps))] or [""]
         self._here = f"/job:worker/task:{task.index}" if spec.ps else ""
         self._local = LocalVariables()
@@ -99,7 +130,6 @@ class TrainingGraph:
             self.replica = Replica(keras_model, model.loss, weights, state, devices, self._local, task.index)
             with tf.device(f"{self._here}/cpu:0"):
                 self._inputs = training_input(train, share, self._local)
-                self.test = test_input(test, self._local)
             self._updates = []
             for number, variable in enumerate(self.replica.weights.variables):
                 with tf.device(self.replica.weights.devices[number]):
@@ -118,8 +148,11 @@ class TrainingGraph:
                     self.lead = self._lead(self.synchronous)
             else:
                 self.steps = self._steps(self._step_alone)
-            self.evaluated = self.replica.evaluate(self.test.x, self.test.y)
+            if test is not None:
+                self.held_out = self._held_out(test)
             self._finish()
+            if self._chief and spec.checkpoint_every:
+                self.snapshot = self._snapshot()
         self.graph.finalize()
 
     def _share(self, hp: Mapping[str, Any], data: Data, task: TaskId) -> Share:
@@ -167,22 +200,7 @@ class TrainingGraph:
     # --- the rest ---------------------------------------------------------------------------
 
     def _finish(self) -> None:
-        self.pulled = [tensor for flat in self.replica.shared for tensor in flat.pull()]
         self.step_now = self.global_step.read_value()
-        saved = [v for flat in self.replica.shared for v in flat.variables]
-        saved += [slot for update in self._updates for slot in update.slots]
-        self.saved = {v.op.name: v for v in [*saved, self.global_step]}
-        self.saved_values = {name: variable.read_value() for name, variable in self.saved.items()}
-        self._restored = {
-            name: v1.placeholder(variable.dtype, variable.shape) for name, variable in self.saved.items()
-        }
-        restores = []
-        for name, variable in self.saved.items():
-            with tf.device(variable.device):
-                restores.append(variable.assign(self._restored[name], read_value=False))
-        if self.synchronous is not None:
-            restores.append(self.synchronous.set_step(self._restored[self.global_step.op.name]))
-        self.restore = tf.group(*restores)
         shared = [v for v in v1.global_variables() if v is not self._initialised]
         self.initializer = v1.variables_initializer(shared)
         self.initial_feed = {
@@ -193,21 +211,32 @@ class TrainingGraph:
         self.local_initializer = self._local.initializer
         self.local_feed = self._local.feed
 
+    def _held_out(self, test: Prepared) -> HeldOut:
+        with tf.device(f"{self._here}/cpu:0"):
+            inputs = test_input(test, self._local)
+        pulled = [tensor for flat in self.replica.shared for tensor in flat.pull()]
+        return HeldOut(inputs, self.replica.evaluate(inputs.x, inputs.y), pulled)
+
+    def _snapshot(self) -> Snapshot:
+        saved = [v for flat in self.replica.shared for v in flat.variables]
+        saved += [slot for update in self._updates for slot in update.slots]
+        named = {v.op.name: v for v in [*saved, self.global_step]}
+        placeholders = {name: v1.placeholder(v.dtype, v.shape) for name, v in named.items()}
+        restores = []
+        for name, variable in named.items():
+            with tf.device(variable.device):
+                restores.append(variable.assign(placeholders[name], read_value=False))
+        if self.synchronous is not None:
+            restores.append(self.synchronous.set_step(placeholders[self.global_step.op.name]))
+        values = {name: variable.read_value() for name, variable in named.items()}
+        return Snapshot(values, tf.group(*restores), placeholders)
+
     def forget_initial_values(self) -> None:
         """Lets go of the data, which is in variables once they are initialised."""
         self.initial_feed, self.local_feed = {}, {}
         self._local.feed.clear()
         for flat in self.replica.shared:
             flat.initial_feed.clear()
-
-    def restore_feed(self, values: Mapping[str, Any]) -> dict[Any, Any]:
-        """What to feed to ``restore``; KeyError or ValueError where the values are those of another model."""
-        feed = {}
-        for name, placeholder in self._restored.items():
-            if tuple(values[name].shape) != tuple(placeholder.shape):
-                raise ValueError(f"{name} has the shape {values[name].shape}, not {placeholder.shape}")
-            feed[placeholder] = values[name]
-        return feed
 
 
 def _input_rank(model: keras.Model) -> int | None:

@@ -118,13 +118,14 @@ class Training:
     def evaluate(self) -> Evaluation:
         """Loss and metrics on the held-out data, over all its samples, with the parameters as they are now.
 
-        Raises TaskError (DIVERGED) where the loss is not finite.
+        For the chief alone, which has that data in its graph: TaskError (USER_CODE) elsewhere. TaskError
+        (DIVERGED) where the loss is not finite.
         """
-        return self._evaluate(self._session.run(self._graph.pulled))
+        return self._evaluate(self._pull())
 
     def finish(self) -> Evaluation:
         """As ``evaluate``; the Keras model then has the parameters that were evaluated."""
-        pulled = self._session.run(self._graph.pulled)
+        pulled = self._pull()
         evaluation = self._evaluate(pulled)
         replica = self._graph.replica
         number = len(replica.weights.variables)
@@ -166,12 +167,21 @@ class Training:
 
     # --- evaluation ---------------------------------------------------------------------------
 
+    def _pull(self) -> list[Any]:
+        held_out = self._graph.held_out
+        if held_out is None:
+            message = f"{self._task.identity} cannot evaluate: only the chief can (worker/0)"
+            raise TaskError(FailureKind.USER_CODE, message)
+        pulled: list[Any] = self._session.run(held_out.pulled)
+        return pulled
+
     def _evaluate(self, pulled: list[Any]) -> Evaluation:
         # Other workers may still push: one set of parameters is taken and used for every batch.
-        graph, test = self._graph, self._graph.test
-        feed = dict(zip(graph.evaluated.parameters, pulled, strict=True))
-        simple = not tf.nest.is_nested(graph.evaluated.outputs) and not tf.nest.is_nested(test.y)
-        wanted = [graph.evaluated.loss, test.y, graph.evaluated.outputs]
+        assert self._graph.held_out is not None
+        test, evaluated = self._graph.held_out.inputs, self._graph.held_out.evaluated
+        feed = dict(zip(evaluated.parameters, pulled, strict=True))
+        simple = not tf.nest.is_nested(evaluated.outputs) and not tf.nest.is_nested(test.y)
+        wanted = [evaluated.loss, test.y, evaluated.outputs]
         metrics = self._compiled_metrics()
         total, rows = 0.0, 0
         kept: list[tuple[Any, Any]] = []
