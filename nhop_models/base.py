@@ -88,7 +88,8 @@ class NNModel:
         """Trains until the end; may be overridden to see each step.
 
         The default runs ``while not training.ended: training.advance()``, which makes many steps in a
-        call; ``training.step()`` makes one and returns its loss.
+        call; ``training.step()`` makes one and returns its loss. Where ``training.is_chief``,
+        ``training.evaluate()`` gives loss and metrics on the held-out data.
         """
         while not training.ended:
             training.advance()

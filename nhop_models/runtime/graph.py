@@ -141,7 +141,14 @@ class TrainingGraph:
                 self._initialised = v1.Variable(False, trainable=False, name="initialised", use_resource=True)
             if self._together:
                 self.synchronous = SynchronousGraph(
-                    self.replica, self._updates, self._inputs, self.global_step, task.index, self._workers
+                    self.replica,
+                    self._updates,
+                    self._inputs,
+                    self.global_step,
+                    task.index,
+                    self._workers,
+                    spec.sync_backup_workers,
+                    self._local,
                 )
                 self.steps = self._steps(self.synchronous.lead if self._chief else self.synchronous.follow)
                 if self._chief:

@@ -98,25 +98,22 @@ def _rmsprop(update: Update, hp: Mapping[str, Any]) -> Rule:
 
 def _adam(update: Update, hp: Mapping[str, Any]) -> Rule:
     first, second = update.vector("first_moment"), update.vector("second_moment")
-    powers = [update.scalar("beta1_power", _ADAM["beta1"]), update.scalar("beta2_power", _ADAM["beta2"])]
+    updates = update.scalar("updates", 0.0)
 
     def apply(var: Any, grad: Any) -> Any:
-        now = [power.read_value() for power in powers]
-        applied = tf.raw_ops.ResourceApplyAdam(
+        # Counted when the gradient is there, in one operation: no update of another worker is lost.
+        with tf.control_dependencies([grad]):
+            number = updates.assign_add(1.0, read_value=True)
+        return tf.raw_ops.ResourceApplyAdam(
             var=var,
             m=first.handle,
             v=second.handle,
-            beta1_power=now[0],
-            beta2_power=now[1],
+            beta1_power=tf.pow(_ADAM["beta1"], number),
+            beta2_power=tf.pow(_ADAM["beta2"], number),
             lr=_rate(hp),
             grad=grad,
             **_ADAM,
         )
-        with tf.control_dependencies([applied]):
-            return tf.group(
-                powers[0].assign(now[0] * _ADAM["beta1"], read_value=False),
-                powers[1].assign(now[1] * _ADAM["beta2"], read_value=False),
-            )
 
     return apply
 
@@ -127,9 +124,9 @@ def _adamw(update: Update, hp: Mapping[str, Any]) -> Rule:
 
     def apply(var: Any, grad: Any) -> Any:
         # One operation as well: the gradient descent of decay/2 * |w|^2.
-        decayed = tf.raw_ops.ResourceApplyGradientDescent(
-            var=var, alpha=decay, delta=update.variable.read_value()
-        )
+        with tf.control_dependencies([grad]):
+            weights = update.variable.read_value()
+        decayed = tf.raw_ops.ResourceApplyGradientDescent(var=var, alpha=decay, delta=weights)
         with tf.control_dependencies([decayed]):
             return adam(var, grad)
 

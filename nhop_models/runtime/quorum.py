@@ -12,6 +12,8 @@ from collections.abc import Sequence
 
 APPEARANCE_SECONDS = 3.0
 """How long a worker may take until its server is seen for the first time."""
+SECOND_CALL_SECONDS = 5.0
+"""After how long a worker that was given up is called again."""
 LEAST_PATIENCE = 1.0
 STEPS_OF_PATIENCE = 5.0
 """A worker is slow when a step has waited for it longer than both of these: seconds, mean steps."""
@@ -34,34 +36,53 @@ class Quorum:
         self._seen = [False] * workers
         self._left = [0] * workers  # the step at which a worker was last given up
         self._missed = [0] * workers
+        self._since = [now] * workers  # when a worker was last given up, or came back
         self._began = now
-        self._step, self._step_began = 0, now
+        self._step = 0
+        self._waiting_since: float | None = None  # when the chief itself had pushed for this step
         self._mean_step = 0.0
 
     def observe(self, step: int, pushed: Sequence[int], now: float) -> None:
         """``step`` is under way; ``pushed``: the last step that each worker has pushed, -1 for none."""
         if step != self._step:
-            self._step, self._step_began = step, now
+            self._step, self._waiting_since = step, None
         for worker, last in enumerate(pushed):
             if last > self._pushed[worker]:
                 self._pushed[worker] = last
                 if self._states[worker] is _State.ABSENT:
-                    self._missed[worker] += max(step - self._left[worker], 0)
+                    self._come_back(worker, now)
                 self._states[worker] = _State.PRESENT
+        if self._waiting_since is None and self._pushed[0] >= step:
+            self._waiting_since = now
 
     def made(self, steps: int, seconds: float) -> None:
         """So many steps took so long, all workers taking part."""
         if steps and all(state is _State.PRESENT for state in self._states):
-            self._mean_step = 0.9 * self._mean_step + 0.1 * seconds / steps
+            mean = seconds / steps
+            self._mean_step = 0.9 * self._mean_step + 0.1 * mean if self._mean_step else mean
 
     @property
     def missing(self) -> list[int]:
-        """Workers that the step waits for."""
+        """Workers that the step waits for, once the chief has done its own part."""
+        if self._waiting_since is None:
+            return []
         return [
             worker
             for worker, state in enumerate(self._states)
             if state is not _State.ABSENT and self._pushed[worker] < self._step
         ]
+
+    def call_again(self, now: float) -> list[bool]:
+        """Of each worker, whether it was given up a while ago and may have missed its call.
+
+        It takes part again once it pushes, and is not waited for until then.
+        """
+        called = [
+            state is _State.ABSENT and now - since > SECOND_CALL_SECONDS
+            for state, since in zip(self._states, self._since, strict=True)
+        ]
+        self._since = [now if again else since for again, since in zip(called, self._since, strict=True)]
+        return called
 
     @property
     def needed(self) -> int:
@@ -78,7 +99,8 @@ class Quorum:
         """Whether a missing worker's server listens; its process is gone where it does no longer."""
         expected = self._states[worker] is _State.EXPECTED
         self._seen[worker] = self._seen[worker] or listens or not expected
-        waited = now - (self._began if expected else self._step_began)
+        since = self._began if expected else max(self._waiting_since or now, self._since[worker])
+        waited = now - since
         if not listens:
             limit = 0.0 if self._seen[worker] else APPEARANCE_SECONDS
         elif expected:
@@ -88,6 +110,11 @@ class Quorum:
         if waited >= limit:
             self._states[worker] = _State.ABSENT
             self._left[worker] = self._step
+            self._since[worker] = now
+
+    def _come_back(self, worker: int, now: float) -> None:
+        self._missed[worker] += max(self._step - self._left[worker], 0)
+        self._since[worker] = now
 
     def notes(self, first: int, last: int) -> list[str]:
         """For the user, after steps ``first`` to ``last`` (exclusive): who was missing, and how often."""

@@ -143,6 +143,6 @@ def mean_loss(loss: Any, y: Any, outputs: Any) -> Any:
 
 def _own_seed(value: Any, index: int) -> Any:
     """State of whole numbers as worker ``index`` has it: workers draw different random numbers."""
-    if value.dtype == np.uint32 and value.shape == (2,):  # a keras.random.SeedGenerator's
+    if value.dtype.kind in "iu" and value.shape == (2,):  # a keras.random.SeedGenerator's
         return value + np.array([index, 0], value.dtype)
     return value

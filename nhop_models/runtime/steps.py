@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -39,6 +40,7 @@ class Steps:
         self._has_stale_gradients = len(spec.workers) > 1 and graph.synchronous is None
         self._made = self._first = self._global_step = global_step
         self._counted, self._stale, self._most_stale = 0, 0, 0
+        self._loss = math.nan
         self._pace = Pace()
 
     def make(self, most: int) -> float:
@@ -51,8 +53,9 @@ class Steps:
         self._most_stale = max(self._most_stale, int(most_stale))
         self._global_step = int(after)
         if made:
-            self._note(float(loss), float(smallest), self._global_step)
-        return float(loss)
+            self._loss = float(loss)
+            self._note(self._loss, float(smallest), self._global_step)
+        return self._loss
 
     def metrics(self) -> dict[str, float]:
         """How old gradients were: updates of others between two of this worker's, mean and most."""
@@ -87,10 +90,9 @@ class ChiefSteps(Steps):
         self._adjust = session.make_callable(graph.lead.adjusted, graph.lead.adjustment)
         self._workers = spec.workers
         self._quorum = Quorum(len(spec.workers), spec.sync_backup_workers, spec.start_limit, time.monotonic())
-        self._set = (len(spec.workers) - 1, [True] * len(spec.workers))  # what the graph knows
+        self._set = (self._quorum.needed, self._quorum.present)  # what the graph knows
         self._lock = threading.Lock()  # of all that the two threads share
         self._called: float | None = None
-        self._tell()
         threading.Thread(target=self._guard, name="nhop-quorum", daemon=True).start()
 
     def make(self, most: int) -> float:
@@ -108,8 +110,8 @@ class ChiefSteps(Steps):
     def _made_steps(self, made: int, seconds: float) -> None:
         super()._made_steps(made, seconds)
         with self._lock:
-            self._quorum.made(made, seconds)
             self._look()
+            self._quorum.made(made, seconds)
             self._tell()
 
     def _guard(self) -> None:
@@ -131,9 +133,11 @@ class ChiefSteps(Steps):
 
     def _tell(self) -> None:
         """Has the graph wait for whom the quorum waits for, and wakes it where that are fewer now."""
-        now = (self._quorum.needed, self._quorum.present)
-        if now != self._set:
-            (needed, present), (before, were_present) = now, self._set
-            returned = [is_now and not was for is_now, was in zip(present, were_present, strict=True)]
-            self._adjust(needed, present, returned, max(before - needed, 0))
+        needed, present = now = (self._quorum.needed, self._quorum.present)
+        before, were_present = self._set
+        called = self._quorum.call_again(time.monotonic())
+        if now != self._set or any(called):
+            for worker, (is_now, was) in enumerate(zip(present, were_present, strict=True)):
+                called[worker] = called[worker] or (is_now and not was)
+            self._adjust(needed, present, called, max(before - needed, 0))
             self._set = now

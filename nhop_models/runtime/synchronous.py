@@ -13,9 +13,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
-from nhop_models.runtime.inputs import TrainingInput
+from nhop_models.runtime.inputs import LocalVariables, TrainingInput
 from nhop_models.runtime.optimizers import Update
 from nhop_models.runtime.replica import Pushed, Replica
 
@@ -34,9 +35,12 @@ class SynchronousGraph:
         global_step: Any,
         index: int,
         workers: int,
+        backup: int,
+        local: LocalVariables,
     ) -> None:
         self._replica, self._updates, self._inputs = replica, updates, inputs
-        self._step, self._index, self._workers = global_step, index, workers
+        self._step, self._index = global_step, index
+        self._last = local.add(np.array(-1, np.int64))  # the last step that this worker pushed
         self._first = replica.weights.devices[0]
         self._sums = [
             [_accumulator(*both) for both in zip(flat.variables, flat.devices, strict=True)]
@@ -44,7 +48,7 @@ class SynchronousGraph:
         ]
         with tf.device(self._first):
             self._pushed = _shared(tf.fill([workers], tf.constant(-1, tf.int64)), "pushed")
-            self._needed = _shared(tf.constant(workers - 1), "needed")
+            self._needed = _shared(tf.constant(max(workers - backup, 1) - 1), "needed")
             self._present = _shared(tf.ones([workers], tf.int32), "present")
             self._notices = _queue(tf.int32, "notices")
             self._tokens = {worker: _queue(tf.int64, f"tokens_{worker}") for worker in range(1, workers)}
@@ -66,7 +70,8 @@ class SynchronousGraph:
             emptied = self._notices.dequeue_many(self._notices.size())
             with tf.control_dependencies([emptied]):
                 after = self._step.assign_add(1, read_value=True)
-            present = self._present.read_value()
+            with tf.control_dependencies([after]):
+                present = self._present.read_value()
             given = [self._give(queue, present[worker], after) for worker, queue in self._tokens.items()]
             with tf.control_dependencies(given):
                 after = tf.identity(after)
@@ -75,15 +80,23 @@ class SynchronousGraph:
     def follow(self, number: Any) -> tuple[Any, Any]:
         """Another worker's part of step ``number``: the loss of its batch, and the next step it is to do."""
         pushed = self._replica.step(self._inputs, number)
-        with tf.control_dependencies([*self._push(pushed, number), pushed.kept]), tf.device(self._first):
+        with tf.control_dependencies([number]):
+            # Called twice to a step, a worker pushes once: gradients of step -1 are refused.
+            label = tf.where(number > self._last.read_value(), number, -1)
+        with tf.control_dependencies([*self._push(pushed, label), pushed.kept]):
+            kept = self._last.assign(number, read_value=False)
+        with tf.control_dependencies([kept]), tf.device(self._first):
             noted = _set(self._pushed, self._index, number)
             with tf.control_dependencies([noted]):
                 # A notice of a step that is over would count for the next one.
-                in_time = tf.cast(tf.equal(self._step.read_value(), number), tf.int32)
+                in_time = tf.cast(tf.equal(self._step.read_value(), label), tf.int32)
                 noticed = self._notices.enqueue_many([tf.fill([in_time], self._index)])
             with tf.control_dependencies([noticed]):
                 token = self._tokens[self._index].dequeue()
-        return tf.identity(pushed.loss), tf.identity(token)
+            with tf.control_dependencies([token]):
+                # The token may have lain there for some steps: it is a call, the number is read.
+                after = tf.maximum(token, self._step.read_value())
+        return tf.identity(pushed.loss), tf.identity(after)
 
     def watch(self) -> Any:
         """The step that is under way, and the last one that each worker has pushed."""
@@ -93,17 +106,22 @@ class SynchronousGraph:
     def adjust(self, needed: Any, present: Any, returned: Any, woken: Any) -> Any:
         """Sets how many notices are needed and who takes part.
 
-        Those who have ``returned`` (0 and 1, as ``present``) are called to the step that is under way;
-        ``woken`` notices more let a wait end.
+        Those who have ``returned`` (0 and 1, as ``present``) are called to the step that is under way,
+        where they have not pushed for it; ``woken`` notices more let a wait end.
         """
         with tf.device(self._first):
-            now = self._step.read_value()
-            called = [self._give(queue, returned[worker], now) for worker, queue in self._tokens.items()]
             changed = [
                 self._needed.assign(needed, read_value=False),
                 self._present.assign(present, read_value=False),
             ]
-            with tf.control_dependencies([*changed, *called]):
+            with tf.control_dependencies(changed):
+                now = self._step.read_value()
+                behind = tf.cast(self._pushed.read_value() < now, tf.int32)
+                called = [
+                    self._give(queue, returned[worker] * behind[worker], now)
+                    for worker, queue in self._tokens.items()
+                ]
+            with tf.control_dependencies(called):
                 return self._notices.enqueue_many([tf.fill([woken], 0)])
 
     def set_step(self, step: Any) -> Any:

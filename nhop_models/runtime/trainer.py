@@ -85,6 +85,7 @@ class Training:
                 self._wait_for_chief()
             self._graph.forget_initial_values()
         self._global_step = int(self._session.run(self._graph.step_now))
+        self._ended = self._global_step >= self._spec.train_epoch  # as a worker that comes late finds it
         leads = self._graph.lead is not None
         self._steps = (ChiefSteps if leads else Steps)(
             self._session, self._graph, self._spec, self._global_step, self._note_steps
@@ -97,12 +98,17 @@ class Training:
         return self._ended or self._task.stop.is_set()
 
     @property
+    def is_chief(self) -> bool:
+        """Whether this worker is the chief, which alone evaluates and ends the training."""
+        return self._chief
+
+    @property
     def global_step(self) -> int:
         """Steps of all workers together, as far as this one knows."""
         return self._global_step
 
     def step(self) -> float:
-        """Makes one step and returns the training loss of its batch.
+        """Makes one step and returns the training loss of its batch; after the end the last loss again.
 
         Raises TaskError (DIVERGED) where the loss is not finite.
         """
@@ -170,7 +176,7 @@ class Training:
     def _pull(self) -> list[Any]:
         held_out = self._graph.held_out
         if held_out is None:
-            message = f"{self._task.identity} cannot evaluate: only the chief can (worker/0)"
+            message = f"{self._task.identity} cannot evaluate: ask training.is_chief first"
             raise TaskError(FailureKind.USER_CODE, message)
         pulled: list[Any] = self._session.run(held_out.pulled)
         return pulled

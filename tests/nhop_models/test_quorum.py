@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nhop_models.runtime.pace import CALL_SECONDS, MOST_STEPS, Pace
-from nhop_models.runtime.quorum import APPEARANCE_SECONDS, LEAST_PATIENCE, Quorum
+from nhop_models.runtime.quorum import APPEARANCE_SECONDS, LEAST_PATIENCE, SECOND_CALL_SECONDS, Quorum
 
 
 def quorum(workers=3, backup=0, now=0.0):
@@ -17,9 +17,20 @@ def quorum(workers=3, backup=0, now=0.0):
 def test_all_are_waited_for_at_first():
     q = quorum()
     assert (q.needed, q.present) == (2, [True] * 3)
-    assert q.missing == [0, 1, 2]
     q.observe(0, [0, 0, -1], 0.1)
     assert q.missing == [2]
+
+
+def test_no_one_is_missing_while_the_chief_computes():
+    q = quorum()
+    assert q.missing == []
+    q.observe(7, [6, 7, 6], 10.0)
+    assert q.missing == []
+    q.observe(7, [7, 7, 6], 40.0)
+    q.probed(2, True, 40.0 + LEAST_PATIENCE / 2)
+    assert q.present[2], "it may be as slow as the chief was"
+    q.probed(2, True, 40.0 + 2 * LEAST_PATIENCE)
+    assert not q.present[2]
 
 
 def test_a_worker_that_was_seen_and_is_gone_is_given_up_at_once():
@@ -58,11 +69,30 @@ def test_a_slow_one_is_waited_for_with_patience_and_comes_back():
     assert q.notes(0, 26) == ["worker/2 had no part in 13 of 26 synchronous steps"]
 
 
+def test_one_that_came_back_is_judged_from_its_return():
+    q = quorum()
+    q.observe(7, [7, 7, 6], 10.0)
+    q.probed(2, True, 12.0)
+    q.observe(7, [7, 7, 7], 13.0)
+    q.observe(8, [8, 8, 7], 13.1)
+    q.probed(2, True, 13.0 + LEAST_PATIENCE / 2)
+    assert q.present[2]
+
+
+def test_one_that_was_given_up_is_called_again_now_and_then():
+    q = quorum()
+    q.observe(7, [7, 7, 6], 10.0)
+    q.probed(2, True, 12.0)
+    assert q.call_again(12.0 + SECOND_CALL_SECONDS / 2) == [False] * 3
+    assert q.call_again(12.1 + SECOND_CALL_SECONDS) == [False, False, True]
+    assert q.call_again(12.2 + SECOND_CALL_SECONDS) == [False] * 3
+    assert (q.needed, q.present[2]) == (1, False), "it is not waited for until it pushes"
+
+
 def test_patience_grows_with_the_steps():
     q = quorum()
     q.observe(0, [0, 0, 0], 0.0)
-    for _ in range(100):
-        q.made(1, 10.0)
+    q.made(1, 10.0)
     q.observe(7, [7, 7, 6], 10.0)
     q.probed(2, True, 40.0)
     assert q.present[2]
