@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import sysconfig
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +25,8 @@ SHIPPED = {
 """The models that come with NHOP, by the names that ``nn_model`` has for them."""
 
 _OWN_FOLDER = str(Path(__file__).resolve().parent.parent)
+_STANDARD_LIBRARY = sysconfig.get_path("stdlib")
+_PIPELINE = "IteratorGetNext"  # the operation that gives a pipeline's elements, as errors name it
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN}
 
 
@@ -37,7 +40,7 @@ class TaskError(Exception):
 
 def outcome_of(error: BaseException, task: Task) -> Outcome:
     """The outcome of a task that ``error`` ended."""
-    kind, message = classify(error, shipped=task.spec.model in SHIPPED)
+    kind, message = classify(error, shipped=task.spec.model in SHIPPED, served=bool(task.spec.ps))
     detail = "" if isinstance(error, (TaskError, DataError)) else _traceback(error)
     return Outcome(
         TaskStatus.FAILED,
@@ -50,8 +53,8 @@ def outcome_of(error: BaseException, task: Task) -> Outcome:
     )
 
 
-def classify(error: BaseException, *, shipped: bool) -> tuple[FailureKind, str]:
-    """Kind and message of an exception.
+def classify(error: BaseException, *, shipped: bool, served: bool) -> tuple[FailureKind, str]:
+    """Kind and message of an exception; ``served``: by parameter servers, which it may have been lost.
 
     One that no other rule knows is the user's where their code raised it, or where the model is
     theirs (a wrong output shape is first seen in our code); else it is ours (INTERNAL).
@@ -64,14 +67,16 @@ def classify(error: BaseException, *, shipped: bool) -> tuple[FailureKind, str]:
     if isinstance(error, SystemExit):
         return FailureKind.USER_CODE, f"the model's code called sys.exit({error.code!r})"
     if isinstance(error, (MemoryError, tf.errors.ResourceExhaustedError)):
-        return FailureKind.RESOURCES, f"out of memory (a smaller batch_size needs less): {_first_line(error)}"
+        return FailureKind.RESOURCES, f"out of memory (a smaller batch_size needs less): {first_line(error)}"
     if isinstance(error, OSError) and error.errno in _NO_ROOM:
-        return FailureKind.RESOURCES, f"{name}: {_first_line(error)}"
-    if isinstance(error, (tf.errors.UnavailableError, tf.errors.AbortedError)):
+        return FailureKind.RESOURCES, f"{name}: {first_line(error)}"
+    if isinstance(error, tf.errors.OpError) and _PIPELINE in error.message:
+        return FailureKind.DATA, f"the tf.data pipeline of load_data failed: {first_line(error)}"
+    if served and isinstance(error, (tf.errors.UnavailableError, tf.errors.AbortedError)):
         return FailureKind.PEER_LOST, "a parameter server of this attempt is gone"
     where = _place(error)
     kind = FailureKind.USER_CODE if where or not shipped else FailureKind.INTERNAL
-    return kind, f"{name}: {_first_line(error)}{where}"
+    return kind, f"{name}: {first_line(error)}{where}"
 
 
 def _place(error: BaseException) -> str:
@@ -80,7 +85,8 @@ def _place(error: BaseException) -> str:
     own = [
         f
         for f in frames
-        if "site-packages" not in f.filename and not f.filename.startswith((_OWN_FOLDER, "<"))
+        if not f.filename.startswith((_OWN_FOLDER, _STANDARD_LIBRARY, "<"))
+        and not any(folder in f.filename for folder in ("site-packages", "dist-packages"))
     ]
     if not own:
         return ""
@@ -88,8 +94,17 @@ def _place(error: BaseException) -> str:
     return f" (in {frame.filename}:{frame.lineno}, {frame.name})"
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0][:500]
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message, 500 characters at most."""
+    if isinstance(error, tf.errors.OpError):
+        # A session puts a report of many lines around what it caught.
+        caught = error.__context__ if isinstance(error.__context__, tf.errors.OpError) else error
+        return _first_line(caught.message)
+    return _first_line(str(error))
+
+
+def _first_line(text: str) -> str:
+    return (text.strip().splitlines() or ["no message"])[0][:500]
 
 
 def _traceback(error: BaseException) -> str:

@@ -14,7 +14,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from nhop_models.base import NNModel
 from nhop_models.contract import TaskId, TaskSpec
 from nhop_models.runtime.data import Data
 from nhop_models.runtime.inputs import (
@@ -102,7 +101,7 @@ class TrainingGraph:
         spec: TaskSpec,
         task: TaskId,
         hp: Mapping[str, Any],
-        model: NNModel,
+        loss: Any,
         keras_model: keras.Model,
         data: Data,
     ) -> None:
@@ -127,7 +126,7 @@ class TrainingGraph:
         self.graph = tf.Graph()
         with self.graph.as_default(), tf.device(self._here):
             v1.set_random_seed(_seed(spec.seed, task.index))
-            self.replica = Replica(keras_model, model.loss, weights, state, devices, self._local, task.index)
+            self.replica = Replica(keras_model, loss, weights, state, devices, self._local, task.index)
             with tf.device(f"{self._here}/cpu:0"):
                 self._inputs = training_input(train, share, self._local)
             self._updates = []

@@ -48,8 +48,8 @@ def load_model(name: str) -> type[NNModel] | TrainFunction:
     return function
 
 
-def check_model(built: Any, name: str) -> None:
-    """Raises TaskError (USER_CODE) where ``built`` is not a Keras model that can be trained."""
+def check_model(built: Any, model: NNModel, name: str) -> None:
+    """Raises TaskError (USER_CODE) where ``built`` is not a Keras model that can be trained as it says."""
     problem = None
     if not isinstance(built, keras.Model):
         problem = f"returned {type(built).__name__}; a keras.Model is expected"
@@ -57,5 +57,10 @@ def check_model(built: Any, name: str) -> None:
         problem = "returned a model without trainable weights; is it built (give it an Input layer)?"
     elif any(variable.dtype != "float32" for variable in built.trainable_variables):
         problem = "returned a model with weights that are not float32"
+    elif built.compiled and type(model).loss is NNModel.loss and built.loss not in (None, model.loss):
+        problem = (
+            f"compiles the model with the loss {built.loss!r}, which is not looked at: write it as the class "
+            f"attribute 'loss' (it is {model.loss!r} now); the optimizer is the study's train_optimizer"
+        )
     if problem:
         raise TaskError(FailureKind.USER_CODE, f"nn_model: {name}.build_model {problem}")

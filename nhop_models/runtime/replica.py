@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from nhop_models.runtime.inputs import LocalVariables, TrainingInput
+from nhop_models.runtime.losses import mean_loss
 from nhop_models.runtime.optimizers import Update
 from nhop_models.runtime.parameters import FlatVariables
 
@@ -36,7 +37,7 @@ class Replica:
 
     Weights live in flat variables, and so does the layers' state of floating point (the moving
     averages of batch normalisation): every worker adds what its batches change. State of whole
-    numbers (the seeds of dropout) belongs to each worker alone.
+    numbers (the seeds of dropout) and the weights of frozen layers belong to each worker alone.
     """
 
     def __init__(
@@ -57,7 +58,11 @@ class Replica:
         self._loss = loss
         self._index = index
         self.weights = FlatVariables("parameters", weights, devices)
-        self._is_shared = [value.dtype == np.float32 for value in state]
+        frozen = _frozen(model)
+        self._is_shared = [
+            value.dtype == np.float32 and id(variable) not in frozen
+            for value, variable in zip(state, model.non_trainable_variables, strict=True)
+        ]
         shared = [value for value, is_shared in zip(state, self._is_shared, strict=True) if is_shared]
         self.state = FlatVariables("layer_state", shared, devices) if shared else None
         self._own = [
@@ -82,6 +87,7 @@ class Replica:
         outputs, new_state, penalties = self._model.stateless_call(
             self.weights.cut(pulled), state, x, training=True, return_losses=True
         )
+        penalties = [tf.cast(penalty, tf.float32) for penalty in penalties]
         loss = tf.add_n([mean_loss(self._loss, y, outputs), *penalties])
         gradients = tf.gradients(loss, pulled, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         new_shared = [new for new, shared in zip(new_state, self._is_shared, strict=True) if shared]
@@ -90,7 +96,9 @@ class Replica:
         if self.state:
             changes = [new - old for new, old in zip(self.state.join(new_shared), pulled_state, strict=True)]
         kept = [
-            variable.assign(new, read_value=False) for variable, new in zip(self._own, new_own, strict=True)
+            variable.assign(new, read_value=False)
+            for variable, old, new in zip(self._own, own, new_own, strict=True)
+            if new is not old
         ]
         return Pushed(loss, gradients, changes, tf.group(*kept))
 
@@ -118,6 +126,18 @@ class Replica:
                     operations.append(variable.assign_add(change, read_value=False))
         return tf.group(*operations)
 
+    def store(self, pulled: Sequence[Any]) -> None:
+        """Gives the Keras model the values of all shards, which are arrays; outside of the graph."""
+        number = len(self.weights.variables)
+        values = [(self._model.trainable_variables, self.weights.arrays(pulled[:number]))]
+        if self.state:
+            state = zip(self._model.non_trainable_variables, self._is_shared, strict=True)
+            shared = [variable for variable, is_shared in state if is_shared]
+            values.append((shared, self.state.arrays(pulled[number:])))
+        for variables, arrays in values:
+            for variable, array in zip(variables, arrays, strict=True):
+                variable.assign(array)
+
     def _merge(self, shared: Sequence[Any], own: Sequence[Any]) -> list[Any]:
         parts = (iter(own), iter(shared))
         return [next(parts[is_shared]) for is_shared in self._is_shared]
@@ -132,13 +152,12 @@ class Evaluated:
     parameters: Sequence[Any]
 
 
-def mean_loss(loss: Any, y: Any, outputs: Any) -> Any:
-    """The mean over the batch of a Keras loss, or the sum over a dict or list of them, one an output."""
-    if isinstance(loss, Mapping):
-        return tf.add_n([mean_loss(loss[name], y[name], outputs[name]) for name in loss])
-    if isinstance(loss, (list, tuple)):
-        return tf.add_n([mean_loss(one, *both) for one, *both in zip(loss, y, outputs, strict=True)])
-    return tf.reduce_mean(keras.losses.get(loss)(y, outputs))
+def _frozen(layer: Any) -> set[int]:
+    """The ids of the weights of all layers that are not trained: they stay what they are."""
+    found: set[int] = set()
+    for inner in getattr(layer, "layers", ()):
+        found |= _frozen(inner) if inner.trainable else {id(variable) for variable in inner.weights}
+    return found
 
 
 def _own_seed(value: Any, index: int) -> Any:

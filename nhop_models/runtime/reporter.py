@@ -20,7 +20,7 @@ class Reporter:
     def __init__(self, spool: SpoolWriter, interval: float) -> None:
         self._spool = spool
         self._interval = interval
-        self._due = 0.0
+        self._due = {False: 0.0, True: 0.0}  # with a loss on held-out data: True
         self._unwritten: tuple[int, float] | None = None
         self.step = 0
         self.train_loss: float | None = None
@@ -41,15 +41,17 @@ class Reporter:
         """Notes the training loss at a global step; writes it where the interval allows.
 
         ``smallest`` is the smallest training loss since the last report, where that is another one;
-        ``metrics`` is asked where it is written. A ``val_loss`` is always written.
+        ``metrics`` is asked where it is written. The interval is that between two reports with a
+        ``val_loss``, too, beside those without.
         """
         self.step = step
         smallest = train_loss if smallest is None else smallest
         if self.train_loss is None or smallest < self.train_loss:
             self.train_loss = smallest
         now = time.monotonic()
-        if now >= self._due or val_loss is not None:
-            self._due = now + self._interval
+        measured = val_loss is not None
+        if now >= self._due[measured]:
+            self._due[measured] = now + self._interval
             self._unwritten = None
             self._write(step, train_loss, val_loss, metrics())
         else:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
 
 from nhop_models.base import NNModel
 from nhop_models.contract import ARTIFACTS_FOLDER, MODEL_FILE, PREDICTIONS_FILE
+from nhop_models.runtime.failures import first_line
 
 if TYPE_CHECKING:
+    from nhop_models.runtime.evaluation import Evaluation
     from nhop_models.runtime.task import Task
-    from nhop_models.runtime.trainer import Evaluation
 
 
 def save(
@@ -39,18 +41,26 @@ def save(
     except Exception as error:  # noqa: BLE001  (whatever a layer's get_config raises)
         for name in {MODEL_FILE, PREDICTIONS_FILE} - sizes.keys():
             (folder / name).unlink(missing_ok=True)
-        notes.append(f"the model could not be saved ({type(error).__name__}: {_first_line(error)})")
+        notes.append(f"the model could not be saved ({type(error).__name__}: {first_line(error)})")
     return sizes, notes
 
 
 def _compile(model: NNModel, keras_model: keras.Model) -> None:
     """So that ``evaluate`` works on the loaded model; functions of the user's would keep it from loading."""
-    metrics = [metric for metric in model.metrics if isinstance(metric, str)]
     if isinstance(model.loss, str):
-        keras_model.compile("sgd", loss=model.loss, metrics=metrics)
+        keras_model.compile("sgd", loss=model.loss, metrics=_names(model.metrics))
     elif keras_model.compiled:
         keras_model.compiled = False
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0][:300]
+def _names(metrics: Any) -> Any:
+    """Those of the metrics, which are of the form that ``compile`` takes, that are names."""
+    if isinstance(metrics, Mapping):
+        return {output: _names(of_output) for output, of_output in metrics.items()}
+    if isinstance(metrics, str):
+        return [metrics]
+    return [
+        metric if isinstance(metric, str) else _names(metric)
+        for metric in metrics
+        if isinstance(metric, (str, Sequence))
+    ]

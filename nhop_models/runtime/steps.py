@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
+from nhop_models.base import DataError
 from nhop_models.contract import TaskSpec
 from nhop_models.runtime.cluster import answers
 from nhop_models.runtime.graph import TrainingGraph
@@ -47,7 +48,12 @@ class Steps:
         """Makes at least one step and ``most`` at most, unless the training ends; the last loss."""
         limit = min(most, self._pace.steps)
         begin = time.monotonic()
-        made, loss, smallest, after, most_stale, stale = self._call(limit, self._made, self._global_step)
+        try:
+            made, loss, smallest, after, most_stale, stale = self._call(limit, self._made, self._global_step)
+        except tf.errors.OutOfRangeError as error:  # the one queue that can end is a pipeline's
+            raise DataError(
+                "load_data: the train dataset has no samples, or fewer than workers (each takes its own part)"
+            ) from error
         self._made_steps(int(made), time.monotonic() - begin)
         self._stale += int(stale)
         self._most_stale = max(self._most_stale, int(most_stale))

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import keras
-import numpy as np
 import tensorflow as tf
 
-from nhop_models.base import DataError, HyperParameters, NNModel
+from nhop_models.base import HyperParameters, NNModel
 from nhop_models.contract import FailureKind
 from nhop_models.runtime import cluster
 from nhop_models.runtime.checkpoints import Checkpoints
 from nhop_models.runtime.data import Data
+from nhop_models.runtime.evaluation import Evaluation, Evaluator
 from nhop_models.runtime.failures import TaskError
 from nhop_models.runtime.graph import TrainingGraph
+from nhop_models.runtime.losses import loss_of
 from nhop_models.runtime.pace import MOST_STEPS
 from nhop_models.runtime.steps import ChiefSteps, Steps
 
@@ -26,22 +26,6 @@ if TYPE_CHECKING:
 
 v1 = tf.compat.v1
 _CHIEF_POLL_SECONDS = 0.01
-KEPT_PREDICTIONS = 10_000
-"""Held-out samples whose predictions are kept, at most."""
-
-
-@dataclass(slots=True)
-class Evaluation:
-    """What a model does on the held-out data.
-
-    ``y_true`` and ``y_pred`` are of the first KEPT_PREDICTIONS samples, None where the model has
-    several outputs.
-    """
-
-    loss: float
-    metrics: dict[str, float] = field(default_factory=dict)
-    y_true: Any = None
-    y_pred: Any = None
 
 
 class Training:
@@ -63,13 +47,10 @@ class Training:
         self._spec = task.spec
         self._task = task
         self._chief = task.identity.is_chief
-        self._index = task.identity.index
-        self._keras_model = keras_model
-        self._metrics = list(model.metrics)
         self._ended = False
         reporter = task.reporter
         with reporter.phase("graph"):
-            self._graph = TrainingGraph(task.spec, task.identity, hp, model, keras_model, data)
+            self._graph = TrainingGraph(task.spec, task.identity, hp, loss_of(model), keras_model, data)
         with reporter.phase("session"):
             if self._spec.ps:
                 cluster.wait_for_parameter_servers(self._spec)
@@ -84,6 +65,10 @@ class Training:
             else:
                 self._wait_for_chief()
             self._graph.forget_initial_values()
+            self._evaluator: Evaluator | None = None
+            if self._graph.held_out is not None:
+                self._evaluator = Evaluator(self._session, self._graph.held_out, keras_model, model.metrics)
+                self._evaluator.try_metrics()
         self._global_step = int(self._session.run(self._graph.step_now))
         self._ended = self._global_step >= self._spec.train_epoch  # as a worker that comes late finds it
         leads = self._graph.lead is not None
@@ -127,27 +112,21 @@ class Training:
         For the chief alone, which has that data in its graph: TaskError (USER_CODE) elsewhere. TaskError
         (DIVERGED) where the loss is not finite.
         """
-        return self._evaluate(self._pull())
+        evaluator = self._chiefs_evaluator()
+        return evaluator.evaluate(evaluator.pull())
 
     def finish(self) -> Evaluation:
         """As ``evaluate``; the Keras model then has the parameters that were evaluated."""
-        pulled = self._pull()
-        evaluation = self._evaluate(pulled)
-        replica = self._graph.replica
-        number = len(replica.weights.variables)
-        for variable, value in zip(
-            self._keras_model.trainable_variables, replica.weights.arrays(pulled[:number]), strict=True
-        ):
-            variable.assign(value)
-        if replica.state:
-            shared = [v for v in self._keras_model.non_trainable_variables if v.dtype == "float32"]
-            for variable, value in zip(shared, replica.state.arrays(pulled[number:]), strict=True):
-                variable.assign(value)
+        evaluator = self._chiefs_evaluator()
+        pulled = evaluator.pull()
+        evaluation = evaluator.evaluate(pulled)
+        self._graph.replica.store(pulled)
         return evaluation
 
     def notes(self) -> list[str]:
         """What the user should know of this training."""
-        return [*self._checkpoints.notes, *self._steps.notes()]
+        evaluator = self._evaluator.notes if self._evaluator else []
+        return [*self._checkpoints.notes, *self._steps.notes(), *dict.fromkeys(evaluator)]
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -171,57 +150,11 @@ class Training:
         if self._chief and not self._ended:
             self._checkpoints.save_if_due(step)
 
-    # --- evaluation ---------------------------------------------------------------------------
-
-    def _pull(self) -> list[Any]:
-        held_out = self._graph.held_out
-        if held_out is None:
+    def _chiefs_evaluator(self) -> Evaluator:
+        if self._evaluator is None:
             message = f"{self._task.identity} cannot evaluate: ask training.is_chief first"
             raise TaskError(FailureKind.USER_CODE, message)
-        pulled: list[Any] = self._session.run(held_out.pulled)
-        return pulled
-
-    def _evaluate(self, pulled: list[Any]) -> Evaluation:
-        # Other workers may still push: one set of parameters is taken and used for every batch.
-        assert self._graph.held_out is not None
-        test, evaluated = self._graph.held_out.inputs, self._graph.held_out.evaluated
-        feed = dict(zip(evaluated.parameters, pulled, strict=True))
-        simple = not tf.nest.is_nested(evaluated.outputs) and not tf.nest.is_nested(test.y)
-        wanted = [evaluated.loss, test.y, evaluated.outputs]
-        metrics = self._compiled_metrics()
-        total, rows = 0.0, 0
-        kept: list[tuple[Any, Any]] = []
-        test.restart(self._session)
-        for more in test.feeds():
-            try:
-                loss, y, outputs = self._session.run(wanted, {**feed, **more})
-            except tf.errors.OutOfRangeError:
-                break
-            number = len(tf.nest.flatten(y)[0])
-            total += number * float(loss)
-            if simple and rows < KEPT_PREDICTIONS:
-                left = KEPT_PREDICTIONS - rows
-                kept.append((y[:left], outputs[:left]))
-            rows += number
-            if metrics:
-                self._keras_model.compute_metrics(None, y, outputs)
-        if not rows:
-            raise DataError(f"{self._spec.model}.load_data: the test dataset has no samples")
-        loss = total / rows
-        if not math.isfinite(loss):
-            raise TaskError(FailureKind.DIVERGED, f"the loss on the held-out data is {loss}")
-        found = self._keras_model.get_metrics_result() if metrics else {}
-        evaluation = Evaluation(loss, {name: float(v) for name, v in found.items() if name != "loss"})
-        if kept:
-            evaluation.y_true, evaluation.y_pred = (np.concatenate(part) for part in zip(*kept, strict=True))
-        return evaluation
-
-    def _compiled_metrics(self) -> bool:
-        if not self._metrics:
-            return False
-        self._keras_model.compile("sgd", loss=None, metrics=self._metrics)
-        self._keras_model.reset_metrics()
-        return True
+        return self._evaluator
 
     def _wait_for_chief(self) -> None:
         deadline = time.monotonic() + self._spec.start_limit

@@ -40,7 +40,7 @@ def _train(task: Task, model: NNModel, hp: HyperParameters, target: str) -> Outc
         data = check_data(model.load_data(hp), spec.model)
     with reporter.phase("model"):
         keras_model = model.build_model(hp)
-        check_model(keras_model, spec.model)
+        check_model(keras_model, model, spec.model)
     training = Training(task, hp, model, keras_model, data, target)
     del data  # the graph's variables have it
     with reporter.phase("steps"):

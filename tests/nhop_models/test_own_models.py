@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from nhop_models.contract import ARTIFACTS_FOLDER, MODEL_FILE, PREDICTIONS_FILE, FailureKind, TaskStatus
@@ -54,6 +55,61 @@ class Stateful(NNModel):
         return (x, y), (x, y)
     def build_model(self, hp):
         return dense(keras.layers.BatchNormalization(momentum=0.9), keras.layers.Dropout(0.1))
+
+class Frozen(Stateful):
+    def build_model(self, hp):
+        frozen = keras.layers.Dense(4, activation="relu", trainable=False, name="frozen")
+        return dense(frozen, keras.layers.BatchNormalization(momentum=0.9), keras.layers.Dense(8, "relu"))
+
+class Half(Structured):
+    def build_model(self, hp):
+        keras.mixed_precision.set_global_policy("mixed_bfloat16")
+        return super().build_model(hp)
+
+def apart(y_true, y_pred):
+    return tf.square(y_true - y_pred)
+
+class OwnLoss(NNModel):
+    loss = apart
+    metrics = "mae"
+    def load_data(self, hp):
+        x = np.random.default_rng(1).integers(0, 9, size=(600, 3))
+        y = x.sum(axis=1)
+        return (x.astype("float32"), y), (x.astype("float32"), y)
+    def build_model(self, hp):
+        return dense()
+
+class Columns(Stateful):
+    metrics = (keras.metrics.R2Score(class_aggregation=None, name="r2"), "mae")
+    def load_data(self, hp):
+        x, y = data()
+        y = np.concatenate([y, -y], axis=1)
+        return (x, y), (x, y)
+    def build_model(self, hp):
+        return keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(2)])
+
+class BadMetric(Stateful):
+    metrics = "accurcy"
+
+class Compiled(Stateful):
+    def build_model(self, hp):
+        model = dense()
+        model.compile("adam", loss="mae")
+        return model
+
+class Few(Pipeline):
+    def load_data(self, hp):
+        train, test = super().load_data(hp)
+        return train.take(1), test
+
+class Broken(Pipeline):
+    def load_data(self, hp):
+        train, test = super().load_data(hp)
+        return train.map(lambda x, y: (tf.debugging.check_numerics(x / 0.0, "no good"), y)), test
+
+class Wide(Stateful):
+    def build_model(self, hp):
+        return keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(2)])
 
 class Big(NNModel):
     def load_data(self, hp):
@@ -138,6 +194,63 @@ def test_moving_averages_follow_the_data_under_parameter_servers(run, ps, worker
     assert outcome.artifacts.keys() == {MODEL_FILE, PREDICTIONS_FILE}
 
 
+@pytest.mark.parametrize(("ps", "sync"), [(0, False), (1, False), (1, True)])
+def test_frozen_layers_stay_what_they_are(run, ps, sync):
+    import keras
+
+    attempt, outcome = run("Frozen", ps, max(2 * ps, 1), sync_replicas=sync, keep_model=True)
+    assert outcome.status is TaskStatus.COMPLETED, outcome
+    assert outcome.val_loss < 3.0
+    model = keras.models.load_model(attempt.directory / ARTIFACTS_FOLDER / MODEL_FILE)
+    predictions = np.load(attempt.directory / ARTIFACTS_FOLDER / PREDICTIONS_FILE)
+    assert predictions["y_pred"] == pytest.approx(model.predict(held_out(), verbose=0), abs=1e-4)
+
+
+def held_out():
+    x = np.random.default_rng(1).normal(size=(600, 3)).astype("float32")
+    return 5 + 3 * x
+
+
+@pytest.mark.parametrize("ps", [0, 1])
+def test_half_precision(run, ps):
+    _, outcome = run("Half", ps)
+    assert outcome.status is TaskStatus.COMPLETED, outcome
+    assert outcome.val_loss < 0.1
+
+
+def test_a_loss_of_ones_own_on_whole_numbers(run):
+    _, outcome = run("OwnLoss", train_epoch=1500)
+    assert outcome.status is TaskStatus.COMPLETED, outcome
+    assert outcome.val_loss < 1.0, "the variance of the target is 20"
+    assert outcome.metrics["mae"] < 1.0
+
+
+def test_a_metric_of_several_numbers(run):
+    _, outcome = run("Columns")
+    assert outcome.status is TaskStatus.COMPLETED, outcome
+    assert outcome.metrics.keys() == {"r2_0", "r2_1", "mae"}
+    assert outcome.metrics["r2_1"] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("name", "workers", "kind", "said"),
+    [
+        ("BadMetric", 1, FailureKind.USER_CODE, "accurcy"),
+        ("Compiled", 1, FailureKind.USER_CODE, "class attribute 'loss'"),
+        ("Few", 2, FailureKind.DATA, "fewer than workers"),
+        ("Broken", 1, FailureKind.DATA, "no good"),
+        ("Wide", 1, FailureKind.DATA, "(batch, 2)"),
+    ],
+)
+def test_what_cannot_be_trained_is_said(run, name, workers, kind, said):
+    task = f"worker/{workers - 1}"
+    attempt, _ = run(name, workers > 1, workers, train_epoch=100)
+    outcome = attempt.wait(task)
+    assert (outcome.status, outcome.failure_kind) == (TaskStatus.FAILED, kind), outcome
+    assert said in outcome.message
+    assert outcome.step == 0
+
+
 @pytest.mark.parametrize("ps", [0, 1])
 def test_data_beyond_what_a_graph_may_hold(run, ps):
     _, outcome = run("Big", ps, 1, parameters={"megabytes": 1024}, train_epoch=5)
@@ -145,7 +258,7 @@ def test_data_beyond_what_a_graph_may_hold(run, ps):
 
 
 def test_a_function_reports_and_returns(run):
-    attempt, outcome = run("train", train_epoch=5)
+    attempt, outcome = run("train", train_epoch=5, report_interval=0.0)
     assert outcome.status is TaskStatus.COMPLETED, outcome
     assert (outcome.val_loss, outcome.metrics) == (0.25, {"accuracy": 0.5, "f1": 0.75})
     assert [r.payload["step"] for r in attempt.records("worker/0")[1:6]] == list(range(5))

@@ -1,33 +1,11 @@
-"""Losses of several outputs, and what belongs to each worker alone."""
+"""What belongs to each worker alone."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from nhop_models.runtime.replica import _own_seed, mean_loss
-
-
-def batch(*rows):
-    return np.array(rows, np.float32)
-
-
-@pytest.mark.parametrize(
-    ("loss", "y", "outputs", "expected"),
-    [
-        ("mse", batch([1], [2]), batch([0], [0]), 2.5),
-        (
-            {"a": "mse", "b": "mae"},
-            {"a": batch([2]), "b": batch([3])},
-            {"a": batch([0]), "b": batch([0])},
-            7.0,
-        ),
-        (["mae", "mae"], (batch([1]), batch([1])), (batch([0]), batch([3])), 3.0),
-        (lambda y, outputs: y - outputs, batch([5]), batch([1]), 4.0),
-    ],
-)
-def test_losses(loss, y, outputs, expected):
-    assert float(mean_loss(loss, y, outputs)) == pytest.approx(expected)
+from nhop_models.runtime.replica import _own_seed
 
 
 @pytest.mark.parametrize("dtype", [np.uint32, np.int64])
