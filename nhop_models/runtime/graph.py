@@ -167,28 +167,32 @@ class TrainingGraph:
         seed = _seed(self._spec.seed, 0 if self._together else task.index)
         return Share(min(batch, rows), task.index, self._workers, self._together, seed)
 
-    def _steps(self, step: Callable[[Any], tuple[Any, Any]]) -> Steps:
-        """A loop over ``step``, which takes the number of a step and gives its loss and the next number."""
+    def _steps(self, step: Callable[[Any, Any], tuple[Any, Any, Any]]) -> Steps:
+        """A loop over ``step``.
+
+        It takes the number of a step and a replica's turns, and gives its loss, the next number and turns.
+        """
         limit, number, known = (v1.placeholder(dtype, []) for dtype in (tf.int32, tf.int64, tf.int64))
         together = self.synchronous is not None
         tolerance = self._spec.train_tolerance if self._chief else 0.0
         enough = tf.constant(tolerance or -_NO_LOSS, tf.float32)
 
-        def going_on(made: Any, loss: Any, smallest: Any, after: Any, *stale: Any) -> Any:
+        def going_on(made: Any, loss: Any, smallest: Any, after: Any, *others: Any) -> Any:
             going = tf.logical_and(made < limit, after < self._spec.train_epoch)
             return tf.logical_and(going, tf.logical_and(loss > enough, tf.math.is_finite(loss)))
 
-        def body(made: Any, loss: Any, smallest: Any, after: Any, most: Any, total: Any) -> Any:
-            loss, now = step(after if together else number + tf.cast(made, tf.int64))
+        def body(made: Any, loss: Any, smallest: Any, after: Any, most: Any, total: Any, *turns: Any) -> Any:
+            loss, now, turns = step(after if together else number + tf.cast(made, tf.int64), turns)
             stale = now - after - 1
             with tf.control_dependencies([now]):
                 made = made + 1
-            return made, loss, tf.minimum(smallest, loss), now, tf.maximum(most, stale), total + stale
+            return made, loss, tf.minimum(smallest, loss), now, tf.maximum(most, stale), total + stale, *turns
 
         nothing = tf.constant(0, tf.int64)
         none = tf.constant(_NO_LOSS)
-        results = loop(going_on, body, [tf.constant(0), none, none, known, nothing, nothing])
-        return Steps(limit, number, known, results)
+        first = [tf.constant(0), none, none, known, nothing, nothing]
+        results = loop(going_on, body, [*first, *self.replica.turns()])
+        return Steps(limit, number, known, results[: len(first)])
 
     def _lead(self, synchronous: SynchronousGraph) -> Lead:
         needed, woken = v1.placeholder(tf.int32, []), v1.placeholder(tf.int32, [])
@@ -196,12 +200,16 @@ class TrainingGraph:
         adjusted = synchronous.adjust(needed, present, returned, woken)
         return Lead(synchronous.watch(), adjusted, [needed, present, returned, woken])
 
-    def _step_alone(self, number: Any) -> tuple[Any, Any]:
-        pushed = self.replica.step(self._inputs, number)
+    def _step_alone(self, number: Any, turns: Any) -> tuple[Any, Any, Any]:
+        pushed = self.replica.step(self._inputs, number, turns)
         applied = self.replica.apply(self._updates, pushed)
-        with tf.control_dependencies([applied, pushed.kept]), tf.device(self.replica.weights.devices[0]):
+        # Counted where the first shard is, and not after those elsewhere: each has its next turn after
+        # its own update.
+        with tf.control_dependencies([applied[0]]), tf.device(self.replica.weights.devices[0]):
             after = self.global_step.assign_add(1, read_value=True)
-        return tf.identity(pushed.loss), tf.identity(after)
+        with tf.control_dependencies([pushed.kept]):
+            loss = tf.identity(pushed.loss)
+        return loss, tf.identity(after), self.replica.next_turns(turns, applied)
 
     # --- the rest ---------------------------------------------------------------------------
 

@@ -50,11 +50,14 @@ class FlatVariables:
             self.initial_feed[initial] = flat[begin : begin + size]
             begin += size
 
-    def pull(self) -> list[Any]:
-        """The shards as they are now, a tensor each, on the caller's device."""
+    def pull(self, turns: Sequence[Any] = ()) -> list[Any]:
+        """The shards as they are now, a tensor each, on the caller's device.
+
+        With ``turns``, tensors on the shards' devices, each is read after the one on its device.
+        """
         pulled = []
-        for variable, device in zip(self.variables, self.devices, strict=True):
-            with tf.device(device):
+        for number, (variable, device) in enumerate(zip(self.variables, self.devices, strict=True)):
+            with tf.device(device), tf.control_dependencies(turns[number : number + 1]):
                 value = variable.read_value()
             pulled.append(tf.identity(value))
         return pulled

@@ -64,7 +64,7 @@ class Replica:
             for value, variable in zip(state, model.non_trainable_variables, strict=True)
         ]
         shared = [value for value, is_shared in zip(state, self._is_shared, strict=True) if is_shared]
-        self.state = FlatVariables("layer_state", shared, devices) if shared else None
+        self.state = FlatVariables("layer_state", shared, self.weights.devices) if shared else None
         self._own = [
             local.add(_own_seed(value, index))
             for value, is_shared in zip(state, self._is_shared, strict=True)
@@ -76,11 +76,14 @@ class Replica:
         """All flat variables of the replica."""
         return [self.weights, *([self.state] if self.state else [])]
 
-    def step(self, inputs: TrainingInput, number: Any) -> Pushed:
-        """Pulls, and computes on the batch of step ``number`` (a tensor); may be called in loops."""
+    def step(self, inputs: TrainingInput, number: Any, turns: Sequence[Any]) -> Pushed:
+        """Pulls, and computes on the batch of step ``number``; may be called in loops.
+
+        ``number`` and ``turns``, one on the device of each shard, are tensors: nothing is read before them.
+        """
+        pulled = self.weights.pull(turns)
+        pulled_state = self.state.pull(turns) if self.state else []
         with tf.control_dependencies([number]):
-            pulled = self.weights.pull()
-            pulled_state = self.state.pull() if self.state else []
             own = [variable.read_value() for variable in self._own]
         x, y = inputs.batch(number)
         state = self._merge(self.state.cut(pulled_state) if self.state else [], own)
@@ -111,20 +114,33 @@ class Replica:
         outputs, _ = self._model.stateless_call(self.weights.cut(weights), merged, x, training=False)
         return Evaluated(mean_loss(self._loss, y, outputs), outputs, [*weights, *state])
 
-    def apply(self, updates: Sequence[Update], pushed: Pushed) -> Any:
-        """The operation that applies gradients and changes where the variables live."""
-        operations = []
-        devices = self.weights.devices
-        for update, gradient, device in zip(updates, pushed.gradients, devices, strict=True):
+    def apply(self, updates: Sequence[Update], pushed: Pushed) -> list[Any]:
+        """The operations that apply gradients and changes, one on the device of each shard."""
+        applied = []
+        for number, device in enumerate(self.weights.devices):
             with tf.device(device):
-                operations.append(update.apply(gradient))
-        if self.state:
-            for variable, change, device in zip(
-                self.state.variables, pushed.changes, self.state.devices, strict=True
-            ):
-                with tf.device(device):
-                    operations.append(variable.assign_add(change, read_value=False))
-        return tf.group(*operations)
+                operations = [updates[number].apply(pushed.gradients[number])]
+                if self.state and number < len(self.state.variables):
+                    change = pushed.changes[number]
+                    operations.append(self.state.variables[number].assign_add(change, read_value=False))
+                applied.append(tf.group(*operations))
+        return applied
+
+    def turns(self) -> list[Any]:
+        """A tensor on the device of each shard, to be handed from step to step."""
+        turns = []
+        for device in self.weights.devices:
+            with tf.device(device):
+                turns.append(tf.constant(0))
+        return turns
+
+    def next_turns(self, turns: Sequence[Any], done: Sequence[Any]) -> list[Any]:
+        """The turns after the operations ``done``, one on the device of each shard."""
+        after = []
+        for turn, operation, device in zip(turns, done, self.weights.devices, strict=True):
+            with tf.device(device), tf.control_dependencies([operation]):
+                after.append(tf.identity(turn))
+        return after
 
     def store(self, pulled: Sequence[Any]) -> None:
         """Gives the Keras model the values of all shards, which are arrays; outside of the graph."""

@@ -53,19 +53,20 @@ class SynchronousGraph:
             self._notices = _queue(tf.int32, "notices")
             self._tokens = {worker: _queue(tf.int64, f"tokens_{worker}") for worker in range(1, workers)}
 
-    def lead(self, number: Any) -> tuple[Any, Any]:
-        """The chief's part of step ``number``: the loss of its batch, and the number of the next step.
+    def lead(self, number: Any, turns: Any) -> tuple[Any, Any, Any]:
+        """The chief's part of step ``number``: the loss of its batch, the number of the next step, and turns.
 
         May be called in loops, as ``follow``.
         """
-        pushed = self._replica.step(self._inputs, number)
-        with tf.control_dependencies([*self._push(pushed, number), pushed.kept]), tf.device(self._first):
+        pushed = self._replica.step(self._inputs, number, turns)
+        added = self._push(pushed, number)
+        with tf.control_dependencies([*added, pushed.kept]), tf.device(self._first):
             noted = _set(self._pushed, self._index, number)
             with tf.control_dependencies([noted]):
                 arrived = self._notices.dequeue_many(self._needed.read_value())
         with tf.control_dependencies([arrived]):
             mean = self._take()
-        with tf.control_dependencies([self._replica.apply(self._updates, mean)]), tf.device(self._first):
+        with tf.control_dependencies(self._replica.apply(self._updates, mean)), tf.device(self._first):
             # What came beyond the need must not count for the next step.
             emptied = self._notices.dequeue_many(self._notices.size())
             with tf.control_dependencies([emptied]):
@@ -75,15 +76,16 @@ class SynchronousGraph:
             given = [self._give(queue, present[worker], after) for worker, queue in self._tokens.items()]
             with tf.control_dependencies(given):
                 after = tf.identity(after)
-        return tf.identity(pushed.loss), tf.identity(after)
+        return tf.identity(pushed.loss), tf.identity(after), self._next_turns(turns, added)
 
-    def follow(self, number: Any) -> tuple[Any, Any]:
-        """Another worker's part of step ``number``: the loss of its batch, and the next step it is to do."""
-        pushed = self._replica.step(self._inputs, number)
+    def follow(self, number: Any, turns: Any) -> tuple[Any, Any, Any]:
+        """Another worker's part of step ``number``: the loss, the next step that it is to do, and turns."""
+        pushed = self._replica.step(self._inputs, number, turns)
         with tf.control_dependencies([number]):
             # Called twice to a step, a worker pushes once: gradients of step -1 are refused.
             label = tf.where(number > self._last.read_value(), number, -1)
-        with tf.control_dependencies([*self._push(pushed, label), pushed.kept]):
+        added = self._push(pushed, label)
+        with tf.control_dependencies([*added, pushed.kept]):
             kept = self._last.assign(number, read_value=False)
         with tf.control_dependencies([kept]), tf.device(self._first):
             noted = _set(self._pushed, self._index, number)
@@ -96,7 +98,7 @@ class SynchronousGraph:
             with tf.control_dependencies([token]):
                 # The token may have lain there for some steps: it is a call, the number is read.
                 after = tf.maximum(token, self._step.read_value())
-        return tf.identity(pushed.loss), tf.identity(after)
+        return tf.identity(pushed.loss), tf.identity(after), self._next_turns(turns, added)
 
     def watch(self) -> Any:
         """The step that is under way, and the last one that each worker has pushed."""
@@ -145,6 +147,10 @@ class SynchronousGraph:
                         ops.ResourceAccumulatorApplyGradient(handle=handle, local_step=number, gradient=value)
                     )
         return added
+
+    def _next_turns(self, turns: Any, added: Sequence[Any]) -> list[Any]:
+        """The next step is known only when this one is over: its turns need no more than to be told apart."""
+        return self._replica.next_turns(turns, added[: len(turns)])
 
     def _take(self) -> Pushed:
         taken: list[list[Any]] = [[], []]
