@@ -60,8 +60,8 @@ class SynchronousGraph:
         """
         pushed = self._replica.step(self._inputs, number, turns)
         added = self._push(pushed, number)
-        with tf.control_dependencies([*added, pushed.kept]), tf.device(self._first):
-            noted = _set(self._pushed, self._index, number)
+        with tf.control_dependencies(added), tf.device(self._first):
+            noted = _raise(self._pushed, self._index, number)
             with tf.control_dependencies([noted]):
                 arrived = self._notices.dequeue_many(self._needed.read_value())
         with tf.control_dependencies([arrived]):
@@ -76,7 +76,7 @@ class SynchronousGraph:
             given = [self._give(queue, present[worker], after) for worker, queue in self._tokens.items()]
             with tf.control_dependencies(given):
                 after = tf.identity(after)
-        return tf.identity(pushed.loss), tf.identity(after), self._next_turns(turns, added)
+        return self._loss(pushed), tf.identity(after), self._next_turns(turns, added)
 
     def follow(self, number: Any, turns: Any) -> tuple[Any, Any, Any]:
         """Another worker's part of step ``number``: the loss, the next step that it is to do, and turns."""
@@ -84,11 +84,12 @@ class SynchronousGraph:
         with tf.control_dependencies([number]):
             # Called twice to a step, a worker pushes once: gradients of step -1 are refused.
             label = tf.where(number > self._last.read_value(), number, -1)
+        with tf.control_dependencies([label]):
+            known = self._last.assign(number, read_value=False)
         added = self._push(pushed, label)
-        with tf.control_dependencies([*added, pushed.kept]):
-            kept = self._last.assign(number, read_value=False)
-        with tf.control_dependencies([kept]), tf.device(self._first):
-            noted = _set(self._pushed, self._index, number)
+        # What stays on this worker is waited for at the end: here it would have to be told to ps/0.
+        with tf.control_dependencies(added), tf.device(self._first):
+            noted = _raise(self._pushed, self._index, label)
             with tf.control_dependencies([noted]):
                 # A notice of a step that is over would count for the next one.
                 in_time = tf.cast(tf.equal(self._step.read_value(), label), tf.int32)
@@ -98,7 +99,7 @@ class SynchronousGraph:
             with tf.control_dependencies([token]):
                 # The token may have lain there for some steps: it is a call, the number is read.
                 after = tf.maximum(token, self._step.read_value())
-        return tf.identity(pushed.loss), tf.identity(after), self._next_turns(turns, added)
+        return self._loss(pushed, known), tf.identity(after), self._next_turns(turns, added)
 
     def watch(self) -> Any:
         """The step that is under way, and the last one that each worker has pushed."""
@@ -148,6 +149,11 @@ class SynchronousGraph:
                     )
         return added
 
+    @staticmethod
+    def _loss(pushed: Pushed, *others: Any) -> Any:
+        with tf.control_dependencies([pushed.kept, *others]):
+            return tf.identity(pushed.loss)
+
     def _next_turns(self, turns: Any, added: Sequence[Any]) -> list[Any]:
         """The next step is known only when this one is over: its turns need no more than to be told apart."""
         return self._replica.next_turns(turns, added[: len(turns)])
@@ -173,8 +179,8 @@ def _shared(initial: Any, name: str) -> Any:
     return v1.Variable(initial, trainable=False, name=name, use_resource=True)
 
 
-def _set(vector: Any, index: int, value: Any) -> Any:
-    return ops.ResourceScatterUpdate(resource=vector.handle, indices=[index], updates=tf.reshape(value, [1]))
+def _raise(vector: Any, index: int, value: Any) -> Any:
+    return ops.ResourceScatterMax(resource=vector.handle, indices=[index], updates=tf.reshape(value, [1]))
 
 
 def _queue(dtype: Any, name: str) -> Any:
