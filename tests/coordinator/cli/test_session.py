@@ -63,6 +63,9 @@ def test_errors_keep_their_exit_status(scripted, capsys, error, status):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_stops_the_study_in_order(scripted, capsys, number):
+    if signal.getsignal(number) is signal.SIG_IGN:  # as under nohup, which is respected
+        signal.signal(number, signal.SIG_DFL)
+
     async def body(stop, **_):
         os.kill(os.getpid(), number)
         await asyncio.wait_for(stop.wait(), 10)
