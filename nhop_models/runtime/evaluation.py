@@ -58,7 +58,10 @@ class Evaluator:
         """
         if not self._metrics:
             return
-        samples = tf.nest.map_structure(_zeros, (self._held_out.inputs.y, self._held_out.evaluated.outputs))
+        tensors = (self._held_out.inputs.y, self._held_out.evaluated.outputs)
+        if any(tensor.shape.rank is None for tensor in tf.nest.flatten(tensors)):
+            return  # a pipeline that does not say what it gives
+        samples = tf.nest.map_structure(_zeros, tensors)
         self._compile()
         self._keras_model.compute_metrics(None, *samples)
         self._results()
