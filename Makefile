@@ -24,7 +24,7 @@ demo: $(STAMP)  ## Runs a small study with a parameter server and two workers on
 	$(BIN)/nhop-coordinator examples/demo.yaml
 
 test: check  ## Sets up, checks and runs all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test-faults: $(STAMP)  ## Long tests of what must be survived (some minutes)
 	$(BIN)/python -m pytest -m faults -s

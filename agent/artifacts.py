@@ -86,6 +86,11 @@ class GivenFile:
                 self._temporary.unlink(missing_ok=True)
 
     @property
+    def path(self) -> Path:
+        """Where it is until it is put in place."""
+        return self._temporary
+
+    @property
     def missing(self) -> int:
         """Bytes that are still to come; negative: too many came."""
         return self._size - self._written

@@ -28,7 +28,14 @@ class Attempt:
     inbox: deque[Event] = field(default_factory=deque)
     busy: bool = False
     timer: asyncio.TimerHandle | None = None
+    prepared_at: float = 0.0
+    renewed_at: float = 0.0
     first_records: dict[TaskId, SpoolReader] = field(default_factory=dict)
+
+    def renew_lease(self, seconds: float, now: float) -> None:
+        """Lets the tasks run for ``seconds`` without a living agent; OSError where that cannot be written."""
+        self.directory.renew_lease(seconds)
+        self.renewed_at = now
 
     @property
     def active(self) -> bool:

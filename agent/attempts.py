@@ -16,7 +16,6 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -45,10 +44,11 @@ LOG_TAIL_LINES = 30
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Manifest:
-    """What was leased; ``limits`` None until the attempt was started."""
+    """What was leased; ``limits`` None until the attempt was started, ``bundles`` are those that it uses."""
 
     leases: tuple[TaskLease, ...]
     limits: Limits | None = None
+    bundles: tuple[str, ...] = ()
 
     def lease(self, task: TaskId) -> TaskLease:
         """What a task was given."""
@@ -67,7 +67,7 @@ class Manifest:
             for each in self.leases
         ]
         limits = None if self.limits is None else dataclasses.asdict(self.limits)
-        return json.dumps({"leases": leases, "limits": limits})
+        return json.dumps({"leases": leases, "limits": limits, "bundles": self.bundles})
 
     @classmethod
     def from_json(cls, text: str) -> Manifest:
@@ -77,7 +77,8 @@ class Manifest:
             TaskLease(TaskId.parse(v["task"]), v["slots"], v["port"], tuple(v["gpus"]), Fraction(v["share"]))
             for v in data["leases"]
         )
-        return cls(leases, None if data["limits"] is None else Limits(**data["limits"]))
+        limits = None if data["limits"] is None else Limits(**data["limits"])
+        return cls(leases, limits, tuple(data.get("bundles", ())))
 
 
 class AttemptDirectory:
@@ -170,27 +171,17 @@ class AttemptDirectory:
     def log_tail(self, task: TaskId) -> str:
         """The last lines of the task's log, as far as it can be read."""
         try:
-            data = b"".join(self.read_log(task, -LOG_TAIL_BYTES))
+            with self.log_path(task).open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                file.seek(max(0, size - LOG_TAIL_BYTES))
+                data = file.read(LOG_TAIL_BYTES)
+        except FileNotFoundError:
+            return ""
         except OSError as error:
             logger.error("cannot read %s: %s", self.log_path(task), error.strerror)  # noqa: TRY400
             return ""
         lines = printable(data.decode(errors="replace")).splitlines()
         return "\n".join(lines[-LOG_TAIL_LINES:])
-
-    def read_log(self, task: TaskId, offset: int, chunk: int = 1 << 16) -> Iterator[bytes]:
-        """The log from a byte on (negative: from the end), in chunks; nothing where there is none.
-
-        OSError where it cannot be read.
-        """
-        try:
-            file = self.log_path(task).open("rb")
-        except FileNotFoundError:
-            return
-        with file:
-            size = os.fstat(file.fileno()).st_size
-            file.seek(max(0, size + offset) if offset < 0 else offset)
-            while data := file.read(chunk):
-                yield data
 
     def open_doorbell(self) -> int:
         """The reading end of the doorbell, for the event loop."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -16,10 +17,11 @@ from agent.config import (
     ConfigError,
     ListenAddress,
     default_state_dir,
+    parse_advertised,
     parse_port_range,
     usable_cores,
 )
-from nhop._process import open_standard_streams
+from nhop._process import open_standard_streams, raise_file_limit
 
 MAX_SLOTS = 10_000
 
@@ -34,6 +36,16 @@ class _Address(click.ParamType[ListenAddress]):
             return value
         try:
             return ListenAddress.parse(value)
+        except ConfigError as error:
+            self.fail(str(error), param, ctx)
+
+
+class _Advertised(click.ParamType[str]):
+    name = "host"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return parse_advertised(value) if value else ""
         except ConfigError as error:
             self.fail(str(error), param, ctx)
 
@@ -57,7 +69,22 @@ class _PortRange(click.ParamType[tuple[int, int]]):
     "--listen",
     type=_Address(),
     required=True,
-    help="Where coordinators reach this agent: 127.0.0.1:PORT, [::1]:PORT or unix:/path.",
+    help="Where coordinators reach this agent: 127.0.0.1:PORT, [::1]:PORT or unix:/path, with --insecure "
+    "any address of this machine.",
+)
+@click.option(
+    "--insecure",
+    is_flag=True,
+    help="Allow an address off loopback, without encryption or authentication: whoever reaches it can run "
+    "code here. Only for networks where you trust every machine.",
+)
+@click.option(
+    "--advertise",
+    type=_Advertised(),
+    default="",
+    metavar="HOST",
+    help="Name or address by which tasks on other hosts reach those of this one; by default the address of "
+    "--listen.",
 )
 @click.option(
     "--slots",
@@ -82,7 +109,8 @@ class _PortRange(click.ParamType[tuple[int, int]]):
     default=60.0,
     show_default=True,
     metavar="SECONDS",
-    help="Tasks end by themselves when their agent has been gone for so long.",
+    help="Tasks end by themselves when their agent has been gone for so long, if their coordinator does not "
+    "ask for less.",
 )
 @click.option(
     "--abandon-limit",
@@ -111,6 +139,8 @@ class _PortRange(click.ParamType[tuple[int, int]]):
 @click.option("--verbose", is_flag=True, help="Log what happens to stderr, not only what is amiss.")
 def main(
     listen: ListenAddress,
+    insecure: bool,
+    advertise: str,
     slots: int | None,
     state_dir: Path | None,
     port_range: tuple[int, int],
@@ -122,6 +152,14 @@ def main(
 ) -> None:
     """Runs tasks of NHOP trials on this host for the coordinators that ask for it."""
     open_standard_streams()
+    raise_file_limit()
+    try:
+        listen.check(insecure=insecure)
+    except ConfigError as error:
+        raise click.UsageError(f"Invalid value for '--listen': {error}") from error
+    if insecure and listen.task_host != "127.0.0.1":
+        warning = f"--insecure: whoever reaches {listen} can run code on this machine"
+        click.echo(f"nhop-agent: warning: {warning}", err=True)
     if state_dir is None:
         if listen.path is not None or listen.port == 0:
             raise click.UsageError(f"--state-dir is needed with --listen {listen}")
@@ -135,6 +173,7 @@ def main(
         abandon_limit=abandon_limit,
         gpu_release_limit=gpu_release_limit,
         parent_pipe=parent_pipe,
+        advertise=advertise,
     )
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING,
@@ -145,7 +184,9 @@ def main(
 
 def serve(config: AgentConfig) -> int:
     """Runs an agent to its end; the exit status."""
-    from agent import server  # gRPC only now: logging has to be configured before it
+    # gRPC writes lines of its own to stderr, and reads this when it is imported; ours say it better.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    from agent import server  # only now: logging has to be configured before gRPC
 
     def announce(address: str, gpus: int) -> None:
         and_gpus = f", {gpus} GPU{'s' * (gpus > 1)}" if gpus else ""
@@ -156,5 +197,5 @@ def serve(config: AgentConfig) -> int:
         uvloop.run(server.run(config, announce))
     except AgentError as error:
         click.echo(f"nhop-agent: {error}", err=True)
-        return 1
+        return error.exit_status
     return 0

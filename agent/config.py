@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from agent.archive import ArchiveLimits
 from agent.gpus import GpuInventory, NvmlInventory
 
 DEFAULT_PORTS = (20000, 29999)  # below the ephemeral range of Linux, which begins at 32768
 MAX_UNIX_PATH_BYTES = 107
+_NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,252}[A-Za-z0-9_])?")
 
 
 class ConfigError(ValueError):
@@ -21,10 +24,18 @@ class ConfigError(ValueError):
 class AgentError(Exception):
     """The agent cannot start or go on; the message says why and what to do."""
 
+    exit_status = 1
+
+
+class UsageError(AgentError):
+    """What the command line names cannot be used, as when another agent uses it."""
+
+    exit_status = 2
+
 
 @dataclass(frozen=True, slots=True)
 class ListenAddress:
-    """Where the agent listens: a loopback host and port, or the path of a Unix socket."""
+    """Where the agent listens: an address of this machine and a port, or the path of a Unix socket."""
 
     host: str = ""
     port: int = 0
@@ -36,22 +47,57 @@ class ListenAddress:
         if text.startswith("unix:"):
             return cls(path=_unix_path(text))
         host, colon, port = text.rpartition(":")
-        if not colon or not host or (":" in host and not host.startswith("[")):
+        bare = host.removeprefix("[").removesuffix("]")
+        if not colon or not bare or host != (f"[{bare}]" if ":" in bare else bare):
             raise ConfigError(f"{text!r} is not an address: expected host:port, [::1]:port or unix:/path")
         if not port.isdecimal() or not 0 <= int(port) <= 65535:
             raise ConfigError(f"{text!r}: the port must be a number from 0 to 65535")
-        bare = host.removeprefix("[").removesuffix("]")
-        if not _is_loopback(bare):
-            raise ConfigError(
-                f"{text!r} is not on loopback: anyone who reaches that address could run code here, so "
-                "TLS is needed for that, which this version does not have; use 127.0.0.1:PORT or unix:/path"
-            )
         return cls(host=bare, port=int(port))
 
+    def check(self, *, insecure: bool) -> None:
+        """Raises ConfigError where others could reach the agent, unless they may (``insecure``)."""
+        if self.path is not None or _is_loopback(self.host):
+            return
+        if not insecure:
+            raise ConfigError(
+                f"'{self}' is not on loopback: anyone who reaches that address could run code here. TLS is "
+                "needed for that, which this version does not have; use 127.0.0.1:PORT or unix:/path, or, in "
+                "a network where you trust every machine, add --insecure"
+            )
+        if _is_wildcard(self.host):
+            raise ConfigError(
+                f"'{self}' is every interface of this machine: with --insecure name the one address by which "
+                "the coordinator reaches it"
+            )
+
+    @property
+    def task_host(self) -> str:
+        """Where other hosts reach tasks of this one, unless it is told otherwise."""
+        return self.host if self.path is None and not _is_loopback(self.host) else "127.0.0.1"
+
     def __str__(self) -> str:
-        if self.path is not None:
-            return f"unix:{self.path}"
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return f"unix:{self.path}" if self.path is not None else join_port(self.host, self.port)
+
+
+def join_port(host: str, port: int) -> str:
+    """``host:port``, with an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def parse_advertised(text: str) -> str:
+    """A host's name or address without a port; ConfigError for anything else."""
+    host = text.removeprefix("[").removesuffix("]")
+    if _is_address(host):
+        if _is_wildcard(host):
+            raise ConfigError(
+                f"{text!r} is every interface: name one address by which other hosts reach this"
+            )
+        return host
+    if not _NAME.fullmatch(host) or re.fullmatch(r"[0-9.]+", host):
+        raise ConfigError(
+            f"{text!r} is not the name or address of a host (it has no port: tasks choose theirs)"
+        )
+    return host
 
 
 def _unix_path(text: str) -> Path:
@@ -63,13 +109,20 @@ def _unix_path(text: str) -> Path:
     return path
 
 
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
+def _is_address(host: str) -> bool:
     try:
-        return ipaddress.ip_address(host).is_loopback
+        ipaddress.ip_address(host)
     except ValueError:
         return False
+    return True
+
+
+def _is_loopback(host: str) -> bool:
+    return host == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
+
+
+def _is_wildcard(host: str) -> bool:
+    return not host or (_is_address(host) and ipaddress.ip_address(host).is_unspecified)
 
 
 def parse_port_range(text: str) -> tuple[int, int]:
@@ -101,11 +154,13 @@ def default_zygote_command() -> tuple[str, ...]:
 class AgentConfig:
     """``lease_timeout``, ``orphan_limit`` and ``gpu_release_limit`` in seconds.
 
-    Tasks end by themselves when no agent has lived for ``orphan_limit``; a lease that is not started
+    Tasks end by themselves when no agent has lived for ``orphan_limit``, or for the shorter time that their
+    coordinator asks for; a lease that is not started
     within ``lease_timeout`` is released; attempts of a study to which nobody has subscribed for
     ``abandon_limit`` are stopped and forgotten. A GPU on which an attempt is still seen
     ``gpu_release_limit`` after its end is quarantined. ``parent_pipe``: the agent ends when this
-    descriptor does.
+    descriptor does. ``advertise``: where tasks of other hosts reach those of this one; empty: at the
+    address at which the agent listens.
     """
 
     listen: ListenAddress
@@ -117,5 +172,12 @@ class AgentConfig:
     abandon_limit: float = 600.0
     gpu_release_limit: float = 10.0
     parent_pipe: int | None = None
+    advertise: str = ""
     zygote_command: tuple[str, ...] = field(default_factory=default_zygote_command)
     gpus: GpuInventory = field(default_factory=NvmlInventory)
+    bundle_limits: ArchiveLimits = field(default_factory=ArchiveLimits)
+
+    @property
+    def task_host(self) -> str:
+        """The name or address at which tasks of other hosts reach those of this one."""
+        return self.advertise or self.listen.task_host

@@ -11,6 +11,7 @@ from typing import Any
 from google.protobuf import duration_pb2, struct_pb2, timestamp_pb2
 from google.protobuf.message import Message
 
+from agent.config import join_port
 from agent.domain import (
     STUDY_ID,
     AttemptEnded,
@@ -35,6 +36,8 @@ from nhop_models.contract import CHECKPOINT_FILE, TaskId, TaskRole, TaskSpec
 MAX_TASKS = 1_000
 MAX_PARAMETER_DEPTH = 16
 MAX_GPUS = 1_000
+MAX_STUDIES = 10_000
+MAX_PROBES = 1_000
 _WHOLE_NUMBERS = 2.0**53  # a double holds every whole number up to here
 _ROLES = {TaskRole.PS: types_pb2.TASK_ROLE_PS, TaskRole.WORKER: types_pb2.TASK_ROLE_WORKER}
 _ROLES_BACK = {number: role for role, number in _ROLES.items()}
@@ -236,6 +239,7 @@ def _limits(request: agent_pb2.StartAttemptRequest, check: Checker) -> Limits:
         stop_grace=check.seconds(limits.stop_grace, "limits.stop_grace"),
         terminate_grace=check.seconds(limits.terminate_grace, "limits.terminate_grace"),
         run=check.seconds(limits.run, "limits.run") or None,
+        silence=check.seconds(limits.silence, "limits.silence") or None,
     )
 
 
@@ -253,6 +257,31 @@ def check_cluster(spec: TaskSpec, leases: Iterable[TaskLease], task_address: str
         elif ps or spec.ps:
             check.require(holds=False, field=field, description=f"has no place for {lease.task}")
     check.finish()
+
+
+def sign_of_life(request: agent_pb2.GetInventoryRequest) -> tuple[tuple[str, ...], str, float | None]:
+    """Studies of the caller, and of which incarnation and uptime the answer is that it has received."""
+    check = Checker()
+    many = len(request.study_ids) <= MAX_STUDIES
+    check.require(many, "study_ids", f"must be at most {MAX_STUDIES:,}")
+    studies = tuple(check.study_id(study, f"study_ids[{i}]") for i, study in enumerate(request.study_ids))
+    uptime = check.seconds(request.uptime, "uptime") if request.HasField("uptime") else None
+    check.finish()
+    return studies, request.incarnation, uptime
+
+
+def probes_request(request: agent_pb2.CheckReachRequest) -> list[tuple[str, int, str]]:
+    """Host, port and token of each probe."""
+    check = Checker()
+    check.require(len(request.probes) <= MAX_PROBES, "probes", f"must be at most {MAX_PROBES:,}")
+    targets = []
+    for number, probe in enumerate(request.probes):
+        host, _, port = probe.address.rpartition(":")
+        valid = bool(host) and port.isdecimal() and 0 < int(port) < 65536
+        if check.require(valid, f"probes[{number}].address", "must be host:port"):
+            targets.append((host.removeprefix("[").removesuffix("]"), int(port), probe.token))
+    check.finish()
+    return targets
 
 
 def stop_request(request: agent_pb2.StopAttemptRequest) -> tuple[AttemptId, StopReason]:
@@ -317,7 +346,7 @@ def read_log_request(request: agent_pb2.ReadLogRequest) -> tuple[AttemptId, Task
 
 def address_of(lease: TaskLease, task_address: str) -> str:
     """``host:port`` of a task; empty where it has no port."""
-    return "" if lease.port is None else f"{task_address}:{lease.port}"
+    return "" if lease.port is None else join_port(task_address, lease.port)
 
 
 def task_to_pb(task: TaskId) -> types_pb2.TaskId:
@@ -374,6 +403,13 @@ def event_to_pb(event: StreamEvent) -> agent_pb2.Event:
             message.attempt_ended.reason = agent_pb2.StopReason.Value(
                 f"STOP_REASON_{event.kind.reason.value}"
             )
+    return message
+
+
+def duration(seconds: float) -> duration_pb2.Duration:
+    """Seconds as a message, to the microsecond."""
+    message = duration_pb2.Duration()
+    message.FromMicroseconds(round(seconds * 1e6))
     return message
 
 

@@ -82,12 +82,17 @@ class Rung(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Deadlines of an attempt in seconds; ``run`` None: no limit."""
+    """Deadlines of an attempt in seconds; ``run`` and ``silence`` (of its coordinator) None: no limit."""
 
     start: float = 60.0
     stop_grace: float = 2.0
     terminate_grace: float = 2.0
     run: float | None = None
+    silence: float | None = None
+
+    def without_agent(self, orphan_limit: float) -> float:
+        """Seconds that tasks run while no agent lives: then they are without their coordinator, too."""
+        return orphan_limit if self.silence is None else min(orphan_limit, self.silence)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,13 @@ class StopRequested:
 
 
 @dataclass(frozen=True, slots=True)
+class CoordinatorSilent:
+    """The coordinator has not been heard of for the attempt's limit, ``seconds``."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class TaskForked:
     """The zygote has forked a task."""
 
@@ -78,4 +85,4 @@ class DeadlineReached:
 
 
 TaskEvent = TaskForked | TaskForkFailed | TaskForkWithdrawn | TaskBecameReady | TaskExited
-Event = StartRequested | StopRequested | TaskEvent | AgentRestarted | DeadlineReached
+Event = StartRequested | StopRequested | TaskEvent | AgentRestarted | CoordinatorSilent | DeadlineReached

@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 class NotEnoughError(Exception):
-    """The host has too little free of something; ``resource`` is SLOTS, GPUS, PORTS or DISK."""
+    """The host has too little free of something; ``resource`` is SLOTS, GPUS, PORTS, DISK or FOLLOWERS."""
 
     def __init__(self, resource: str, wanted: float, free: float, message: str = "") -> None:
         self.resource = resource
@@ -57,7 +57,12 @@ class PortPool:
                 ports.append(port)
         if len(ports) < count:
             self.release(ports)
-            raise NotEnoughError("PORTS", count, len(ports))
+            last = self._low + self._size - 1
+            text = (
+                f"{count} ports wanted, {len(ports)} free of {self._low}-{last}: end what listens there, or "
+                "start the agent with another --port-range"
+            )
+            raise NotEnoughError("PORTS", count, len(ports), text)
         return ports
 
     def take_exactly(self, ports: Iterable[int]) -> None:

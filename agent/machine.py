@@ -29,6 +29,7 @@ from agent.domain import (
 )
 from agent.events import (
     AgentRestarted,
+    CoordinatorSilent,
     DeadlineReached,
     Event,
     StartRequested,
@@ -45,7 +46,9 @@ from agent.outcome import fuse
 from nhop_models.contract import FailureKind, TaskId, TaskRole, TaskStatus
 
 ATTEMPT_TRANSITIONS: Mapping[AttemptState, frozenset[type[Event]]] = {
-    AttemptState.PREPARED: frozenset({StartRequested, StopRequested, AgentRestarted, DeadlineReached}),
+    AttemptState.PREPARED: frozenset(
+        {StartRequested, StopRequested, AgentRestarted, CoordinatorSilent, DeadlineReached}
+    ),
     AttemptState.RUNNING: frozenset(
         {
             TaskForked,
@@ -54,6 +57,7 @@ ATTEMPT_TRANSITIONS: Mapping[AttemptState, frozenset[type[Event]]] = {
             TaskExited,
             StopRequested,
             AgentRestarted,
+            CoordinatorSilent,
             DeadlineReached,
         }
     ),
@@ -166,7 +170,10 @@ class AttemptMachine:
             case DeadlineReached():
                 self._look_at_deadlines(now)
             case AgentRestarted():
-                self._take_over(now)
+                self._give_up("the agent of this host was restarted while the task ran", now)
+            case CoordinatorSilent(seconds):
+                why = "so that the trial may be tried again elsewhere"
+                self._give_up(f"ended, {why}: its coordinator was out of reach for {seconds:g} s", now)
             case _:
                 self._handle_task(event, now)
         return self._out
@@ -264,9 +271,8 @@ class AttemptMachine:
             message = f"{task.id} ran longer than {self._limits.run:g} s (run_limit)"
             task.imposed = Failure(FailureKind.TIME_LIMIT, message)
 
-    def _take_over(self, now: float) -> None:
-        """Ends an attempt whose agent is gone; what had not ended by then is lost with it."""
-        message = "the agent of this host was restarted while the task ran"
+    def _give_up(self, message: str, now: float) -> None:
+        """Ends an attempt that is lost to its coordinator, and what has not ended by now with it."""
         for task in self._living():
             task.imposed = Failure(FailureKind.HOST_LOST, f"{task.id}: {message}")
         reason = StopReason.RELEASED if self._state is AttemptState.PREPARED else StopReason.FAILED

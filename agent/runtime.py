@@ -15,6 +15,8 @@ from agent import share
 from agent.attempt import Attempt
 from agent.attempts import AttemptDirectory, Manifest
 from agent.background import log_exception
+from agent.bundles import FOLDER as BUNDLES
+from agent.bundles import Bundles, Wanted
 from agent.config import AgentConfig, usable_cores
 from agent.domain import (
     AgentEvent,
@@ -45,19 +47,23 @@ from agent.fences import AttemptOverError, Fences
 from agent.gpu_watch import GpuWatch
 from agent.instructions import ForkTask, Instruction, RecordEvent, ReleaseLease, SignalTask, WithdrawFork
 from agent.leases import LeaseBook, PortPool, no_room
+from agent.logs import Followers
 from agent.machine import AttemptMachine, IllegalTransition
+from agent.probes import Probes
 from agent.processes import Processes, become_subreaper
 from agent.rounds import Rounds
 from agent.spool import SpoolReader
 from agent.streams import Positions, Subscription
 from agent.subscribers import Subscribers
 from agent.zygote import ForkRequest, Zygote
-from nhop_models.contract import TaskId, TaskSpec
+from nhop_models.contract import CACHE_VARIABLE, TaskId, TaskSpec
 
 logger = logging.getLogger(__name__)
 
 ATTEMPTS = "attempts"
 """Folder of the attempt directories in the state directory."""
+FETCHED = "fetched"
+"""Folder there of what tasks fetched from URLs: it outlives them."""
 
 
 class NotPreparedError(Exception):
@@ -77,10 +83,14 @@ class Agent:
         self.attempts_dir = config.state_dir / ATTEMPTS
         self.attempts: dict[AttemptId, Attempt] = {}
         rng = random.Random()  # noqa: S311  (spreads ports, keeps no secret)
-        self.leases = LeaseBook(config.slots, PortPool(*config.ports, rng))
+        ports = PortPool(*config.ports, rng)
+        self.leases = LeaseBook(config.slots, ports)
+        self.probes = Probes(ports)
         self._loop = asyncio.get_running_loop()
+        self._started_at = self._loop.time()
         self.fences = Fences()
         self.subscribers = Subscribers()
+        self.followers = Followers()
         self._by_pid: dict[int, tuple[Attempt, TaskId]] = {}
         self._background: set[asyncio.Task[None]] = set()
         self.rounds = Rounds(self)
@@ -89,6 +99,7 @@ class Agent:
         self.zygote = Zygote(config.zygote_command, config.state_dir / "zygote.log", self)
         self.processes = Processes(self._process_exited, self.zygote.replace, self._own_children)
         self.gpus = GpuWatch(config.gpus, self.leases.gpus, config.gpu_release_limit, self.processes.strays)
+        self.bundles = Bundles(config.state_dir / BUNDLES, self.bundles_in_use, config.bundle_limits)
 
     # --- life -------------------------------------------------------------------------------
 
@@ -124,6 +135,7 @@ class Agent:
     async def close(self) -> None:
         """Ends the streams and the zygote; to be called when no attempt is active."""
         self.subscribers.close()
+        self.probes.close()
         self.rounds.end()
         await self.gpus.close()
         await self.zygote.close()
@@ -160,6 +172,7 @@ class Agent:
         deadline = self._loop.time() + (lease_timeout or self.config.lease_timeout)
         machine = AttemptMachine([lease.task for lease in leases], deadline)
         attempt = Attempt(attempt_id, machine, directory, EventLog(directory.events_path), manifest)
+        attempt.prepared_at = self._loop.time()
         self.attempts[attempt_id] = attempt
         self._set_timer(attempt)
         return leases
@@ -179,23 +192,32 @@ class Agent:
             raise AttemptOverError(f"{attempt_id} was started already")
         return attempt
 
-    def begin(self, attempt_id: AttemptId, spec: TaskSpec, limits: Limits) -> None:
-        """Starts the prepared tasks; raises as ``known``, and NotEnoughError where the disk is full."""
+    def begin(
+        self, attempt_id: AttemptId, spec: TaskSpec, limits: Limits, wanted: Wanted | None = None
+    ) -> None:
+        """Starts the prepared tasks; ``wanted`` are the bundles that they use.
+
+        Raises as ``known``, NoBundleError, and NotEnoughError where the disk is full.
+        """
         attempt = self.known(attempt_id)
         if attempt.machine.state is not AttemptState.PREPARED:
             return
-        manifest = Manifest(attempt.manifest.leases, limits)
+        wanted = wanted or Wanted()
+        spec = self.bundles.furnish(spec, wanted)
+        manifest = Manifest(attempt.manifest.leases, limits, wanted.digests())
         threads = share.threads(manifest.leases, usable_cores(), self.leases.slots)
         spec = dataclasses.replace(spec, threads=threads)
         try:
             attempt.directory.write_spec(spec)
-            attempt.directory.renew_lease(self.config.orphan_limit)
+            attempt.renew_lease(limits.without_agent(self.config.orphan_limit), self._loop.time())
             attempt.directory.write_manifest(manifest)
             doorbell = attempt.directory.open_doorbell()
         except OSError as error:
             raise no_room(attempt_id, error) from error
         attempt.manifest = manifest
         self._loop.add_reader(doorbell, self._doorbell_rang, attempt)
+        # Who starts it has received the answer that it is prepared.
+        self.rounds.contacts.answered(attempt_id.study_id, attempt.prepared_at)
         self.feed(attempt, StartRequested(limits))
 
     def stop(self, attempt_id: AttemptId, reason: StopReason) -> bool:
@@ -223,9 +245,24 @@ class Agent:
             if attempt.log.ended and sequence >= len(attempt.log.events):
                 self.forget(attempt)
 
+    @property
+    def uptime(self) -> float:
+        """Seconds since the start."""
+        return self._loop.time() - self._started_at
+
+    def heard(self, studies: Iterable[str], incarnation: str, uptime: float | None) -> None:
+        """The coordinator of the studies has received what this agent answered at an uptime."""
+        if incarnation == self.incarnation and uptime is not None and uptime <= self.uptime:
+            for study_id in studies:
+                self.rounds.contacts.answered(study_id, self._started_at + uptime)
+
     def studies_alone(self) -> set[str]:
         """Those with attempts here, whose events nobody takes now."""
         return {attempt.study_id for attempt in self.attempts} - self.subscribers.studies
+
+    def bundles_in_use(self) -> set[str]:
+        """Digests of the bundles of attempts that have not ended."""
+        return {d for a in self.attempts.values() if a.active for d in a.manifest.bundles}
 
     # --- attempts ---------------------------------------------------------------------------
 
@@ -263,6 +300,7 @@ class Agent:
         """Deletes what is left of an attempt that has ended."""
         del self.attempts[attempt.id]
         self.subscribers.forget(attempt.id)
+        self.followers.forget(attempt.id)
         attempt.directory.discard()
         self._spawn(asyncio.to_thread(attempt.directory.delete))
 
@@ -283,9 +321,9 @@ class Agent:
         match instruction:
             case ForkTask():
                 lease = attempt.manifest.lease(instruction.task)
-                request = ForkRequest(
-                    attempt.id, instruction.task, attempt.directory.path, share.environment(lease)
-                )
+                cache = {CACHE_VARIABLE: str(self.config.state_dir / FETCHED)}
+                environment = share.environment(lease) | cache
+                request = ForkRequest(attempt.id, instruction.task, attempt.directory.path, environment)
                 attempt.first_records[instruction.task] = SpoolReader(
                     attempt.directory.spool_path(instruction.task)
                 )
@@ -321,6 +359,7 @@ class Agent:
     def _record(self, attempt: Attempt, event: AgentEvent) -> None:
         attempt.log.append(time.time(), event)
         self.subscribers.touch(attempt)
+        self.followers.take(attempt.id, event)
         if isinstance(event, AttemptEnded):
             logger.info("%s ended (%s)", attempt.id, event.reason.value)
             self._idle.set()

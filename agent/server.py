@@ -9,7 +9,6 @@ import logging
 import os
 import shutil
 import signal
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,21 +17,25 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from agent.config import AgentConfig, AgentError, ListenAddress
+from agent.config import AgentConfig, AgentError, ListenAddress, UsageError
 from agent.recovery import recover
 from agent.runtime import ATTEMPTS, Agent
 from agent.service import AgentService
+from nhop._listening import bind_error, is_served
 from nhop.v1 import agent_pb2, agent_pb2_grpc
 
 logger = logging.getLogger(__name__)
 
 SERVICE_NAME = agent_pb2.DESCRIPTOR.services_by_name["AgentService"].full_name
 MAX_MESSAGE_BYTES = 4 << 20
+COORDINATOR_SOCKET = "coordinator.sock"
+"""What a coordinator may have beside the socket of its private agent."""
+
 LAST_EVENTS_SECONDS = 0.5
 """How long subscribers have, at the end, to be handed the last events."""
 STREAMS_END_SECONDS = 0.5
+ANOTHER_ADDRESS = "choose another --listen, or end what listens there"
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-_TASK_ADDRESS = "127.0.0.1"
 _SERVER_OPTIONS = [
     ("grpc.so_reuseport", 0),
     ("grpc.keepalive_time_ms", 10_000),
@@ -62,6 +65,7 @@ async def run(config: AgentConfig, announce: Callable[[str, int], None]) -> None
             raise AgentError(f"cannot start the zygote {config.zygote_command[0]}: {error}") from error
         try:
             await agent.gpus.find()
+            await _clean_bundles(agent)
             recover(agent)
             server, status, address = await _start_server(agent, config.listen)
             announce(str(address), len(list(agent.leases.gpus)))
@@ -81,12 +85,23 @@ async def run(config: AgentConfig, announce: Callable[[str, int], None]) -> None
             _leave_nothing(config)
 
 
+async def _clean_bundles(agent: Agent) -> None:
+    try:
+        await asyncio.to_thread(agent.bundles.clean)
+    except OSError as error:
+        raise AgentError(
+            f"cannot use {agent.config.state_dir}: {error}; choose another --state-dir"
+        ) from error
+
+
 def _leave_nothing(config: AgentConfig) -> None:
     """A private agent takes its files away: whoever started it may be gone before it."""
     shutil.rmtree(config.state_dir, ignore_errors=True)
     if config.listen.path is not None:
-        with contextlib.suppress(OSError):  # not empty: it is more than the socket's place
-            config.listen.path.parent.rmdir()
+        folder = config.listen.path.parent
+        with contextlib.suppress(OSError):  # not empty: it is more than the sockets' place
+            (folder / COORDINATOR_SOCKET).unlink(missing_ok=True)
+            folder.rmdir()
 
 
 class _StopRequest:
@@ -138,7 +153,7 @@ class _StopRequest:
 async def _start_server(agent: Agent, listen: ListenAddress) -> tuple[grpc.aio.Server, Any, ListenAddress]:
     server = grpc.aio.server(options=_SERVER_OPTIONS)
     status = health.aio.HealthServicer()  # type: ignore[attr-defined]  # the stubs do not know it
-    agent_pb2_grpc.add_AgentServiceServicer_to_server(AgentService(agent, _TASK_ADDRESS), server)
+    agent_pb2_grpc.add_AgentServiceServicer_to_server(AgentService(agent), server)
     health_pb2_grpc.add_HealthServicer_to_server(status, server)
     names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
     reflection.enable_server_reflection(names, server)
@@ -150,7 +165,7 @@ async def _start_server(agent: Agent, listen: ListenAddress) -> tuple[grpc.aio.S
     finally:
         os.umask(umask)
     if port == 0:
-        raise AgentError(f"cannot listen on {listen}: {_why_not(listen)}")
+        raise UsageError(f"cannot listen on {listen}: {_why_not(listen)}; {ANOTHER_ADDRESS}")
     await server.start()
     for name in ("", SERVICE_NAME):
         await status.set(name, health_pb2.HealthCheckResponse.SERVING)
@@ -158,32 +173,13 @@ async def _start_server(agent: Agent, listen: ListenAddress) -> tuple[grpc.aio.S
 
 
 def _why_not(listen: ListenAddress) -> str:
-    """GRPC does not say why it cannot bind: asks the system."""
-    family = socket.AF_UNIX if listen.path is not None else socket.AF_INET
-    target: object = str(listen.path) if listen.path is not None else (listen.host, listen.port)
-    if listen.path is None and ":" in listen.host:
-        family = socket.AF_INET6
-    try:
-        with socket.socket(family) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(target)  # type: ignore[arg-type]  # the family's own form of an address
-    except OSError as error:
-        return (error.strerror or str(error)).lower()
-    if listen.path is not None:
-        listen.path.unlink(missing_ok=True)
-    return "the address cannot be used"
+    error = bind_error(str(listen))
+    return (error.strerror or str(error)).lower() if error is not None else "the address cannot be used"
 
 
 def _check_not_served(listen: ListenAddress) -> None:
-    """GRPC would silently take the place of another server on a Unix socket."""
-    if listen.path is None:
-        return
-    with socket.socket(socket.AF_UNIX) as probe:
-        try:
-            probe.connect(str(listen.path))
-        except OSError:
-            return
-    raise AgentError(f"cannot listen on {listen}: address already in use")
+    if listen.path is not None and is_served(listen.path):
+        raise UsageError(f"cannot listen on {listen}: address already in use; {ANOTHER_ADDRESS}")
 
 
 @contextlib.contextmanager
@@ -194,7 +190,7 @@ def _own_state_dir(path: Path) -> Iterator[None]:
         (path / ATTEMPTS).mkdir(mode=0o700, exist_ok=True)
         descriptor = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise AgentError(
+        raise UsageError(
             f"cannot use the state directory {path}: {error.strerror}; choose another with --state-dir"
         ) from error
     try:
@@ -202,7 +198,7 @@ def _own_state_dir(path: Path) -> Iterator[None]:
     except OSError as error:
         owner = os.read(descriptor, 32).decode(errors="replace").strip()
         os.close(descriptor)
-        raise AgentError(
+        raise UsageError(
             f"the state directory {path} is used by another agent{f' (pid {owner})' if owner else ''}; "
             "choose another with --state-dir"
         ) from error

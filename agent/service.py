@@ -16,12 +16,16 @@ from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from agent import convert, convert_artifacts
+from agent import convert, convert_artifacts, convert_bundles
+from agent.archive import ArchiveError
 from agent.artifacts import CHUNK_BYTES, GivenFile, NoArtifactError, open_artifact
-from agent.config import usable_cores
+from agent.bundles import NoBundleError
+from agent.config import join_port, usable_cores
 from agent.domain import StreamEvent
 from agent.fences import AttemptOverError
 from agent.leases import NotEnoughError
+from agent.logs import LogReader
+from agent.probes import check_all
 from agent.runtime import Agent, NotPreparedError, ShuttingDownError
 from agent.streams import Closed, Subscription
 from nhop.v1 import agent_pb2, agent_pb2_grpc
@@ -34,11 +38,10 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class AgentService(agent_pb2_grpc.AgentServiceServicer):
-    """One agent's service. ``task_address`` is where other tasks reach those of this host."""
+    """One agent's service."""
 
-    def __init__(self, agent: Agent, task_address: str) -> None:
+    def __init__(self, agent: Agent) -> None:
         self._agent = agent
-        self._task_address = task_address
         self._version = ""
         with contextlib.suppress(metadata.PackageNotFoundError):  # run from a checkout
             self._version = metadata.version("nhop")
@@ -48,7 +51,9 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
     ) -> agent_pb2.GetInventoryResponse:
         """What the host has, and what is leased now."""
         agent = self._agent
-        disk = os.statvfs(agent.config.state_dir)
+        async with _refusals(context):
+            agent.heard(*convert.sign_of_life(request))
+            disk = os.statvfs(agent.config.state_dir)
         return agent_pb2.GetInventoryResponse(
             hostname=socket.gethostname(),
             nhop_version=self._version,
@@ -57,12 +62,15 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
             cpu_cores=usable_cores(),
             slots=agent.leases.slots,
             free_slots=max(0, agent.leases.free_slots),
-            task_address=self._task_address,
+            task_address=self._agent.config.task_host,
             free_disk_bytes=disk.f_bavail * disk.f_frsize,
             time=convert.timestamp(time.time()),
             incarnation=agent.incarnation,
             memory_bytes=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
             gpus=[convert.gpu_to_pb(gpu) for gpu in agent.leases.gpus],
+            uptime=convert.duration(agent.uptime),
+            first_port=agent.config.ports[0],
+            last_port=agent.config.ports[1],
         )
 
     async def PrepareAttempt(  # noqa: N802
@@ -75,7 +83,7 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
                 lambda: self._agent.prepare(attempt, requirements, timeout)
             )
         return agent_pb2.PrepareAttemptResponse(
-            leases=[convert.lease_to_pb(lease, self._task_address) for lease in leases]
+            leases=[convert.lease_to_pb(lease, self._agent.config.task_host) for lease in leases]
         )
 
     async def StartAttempt(  # noqa: N802
@@ -86,8 +94,8 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
             attempt, spec, limits = convert.start_request(request)
             known = self._agent.attempts.get(attempt)
             if known is not None:
-                convert.check_cluster(spec, known.manifest.leases, self._task_address)
-            self._agent.begin(attempt, spec, limits)
+                convert.check_cluster(spec, known.manifest.leases, self._agent.config.task_host)
+            self._agent.begin(attempt, spec, limits, convert_bundles.wanted(request.training))
         return agent_pb2.StartAttemptResponse()
 
     async def StopAttempt(  # noqa: N802
@@ -139,14 +147,22 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
     async def ReadLog(  # noqa: N802
         self, request: agent_pb2.ReadLogRequest, context: Context
     ) -> AsyncIterator[agent_pb2.ReadLogResponse]:
-        """A task's log in chunks."""
+        """A task's log in chunks, as it is or until the task has ended."""
         async with _refusals(context):
             attempt_id, task, offset = convert.read_log_request(request)
             attempt = self._agent.attempts.get(attempt_id)
             if attempt is None or task not in [lease.task for lease in attempt.manifest.leases]:
                 raise NotPreparedError(f"no log of {task} of {attempt_id} is here")
-            for data in attempt.directory.read_log(task, offset):
-                yield agent_pb2.ReadLogResponse(data=data)
+            if request.follow:
+                with self._agent.followers.add(attempt, task, offset) as follower:
+                    await context.send_initial_metadata(((ACCEPTS, "yes"),))
+                    async for data in follower.chunks():
+                        yield agent_pb2.ReadLogResponse(data=data)
+                return
+            with contextlib.closing(LogReader(attempt.directory, task, offset)) as log:
+                end = log.size
+                while data := await log.read(end):
+                    yield agent_pb2.ReadLogResponse(data=data)
 
     async def ReadArtifact(  # noqa: N802
         self, request: agent_pb2.ReadArtifactRequest, context: Context
@@ -178,6 +194,42 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
                 self._agent.prepared(attempt_id)
                 file.put_in_place()
         return agent_pb2.WriteArtifactResponse()
+
+    async def OpenProbe(  # noqa: N802
+        self, request: agent_pb2.OpenProbeRequest, context: Context
+    ) -> agent_pb2.OpenProbeResponse:
+        """Opens a port that answers with a token."""
+        async with _refusals(context):
+            probe = await self._agent.probes.open()
+        address = join_port(self._agent.config.task_host, probe.port)
+        return agent_pb2.OpenProbeResponse(address=address, token=probe.token)
+
+    async def CheckReach(  # noqa: N802
+        self, request: agent_pb2.CheckReachRequest, context: Context
+    ) -> agent_pb2.CheckReachResponse:
+        """Tries to reach probes of other agents."""
+        async with _refusals(context):
+            targets = convert.probes_request(request)
+        return agent_pb2.CheckReachResponse(problems=await check_all(targets))
+
+    async def PutBundle(  # noqa: N802
+        self, request_iterator: AsyncIterator[agent_pb2.PutBundleRequest], context: Context
+    ) -> agent_pb2.PutBundleResponse:
+        """Keeps a folder of code or data for attempts to come."""
+        async with _refusals(context):
+            digest, size = convert_bundles.bundle_header(await anext(request_iterator, None))
+            bundles = self._agent.bundles
+            if bundles.has(digest):
+                await context.send_initial_metadata(((ACCEPTS, "have"),))
+                return agent_pb2.PutBundleResponse()
+            async with bundles.receive(digest, size) as file:
+                await context.send_initial_metadata(((ACCEPTS, "yes"),))
+                async for request in request_iterator:
+                    data = convert_bundles.bundle_piece(request, file.missing)
+                    await asyncio.to_thread(file.write, data)
+                convert_bundles.check_whole(file.missing)
+                await bundles.keep(file, digest)
+        return agent_pb2.PutBundleResponse()
 
 
 async def _first(requests: AsyncIterator[agent_pb2.StreamEventsRequest]) -> agent_pb2.Subscribe:
@@ -222,6 +274,11 @@ async def _refusals(context: Context) -> AsyncIterator[None]:
             metadata={"wanted": f"{error.wanted:g}", "free": f"{error.free:g}"},
         )
         await _abort(context, code_pb2.RESOURCE_EXHAUSTED, str(error), info)
+    except ArchiveError as error:
+        await _abort_invalid(context, convert.InvalidRequestError([("data", str(error))]))
+    except NoBundleError as error:
+        info = error_details_pb2.ErrorInfo(reason="BUNDLE", domain=ERROR_DOMAIN)
+        await _abort(context, code_pb2.NOT_FOUND, str(error), info)
     except AttemptOverError as error:
         await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
     except (NotPreparedError, NoArtifactError) as error:

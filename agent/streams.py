@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import errno
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -18,7 +20,14 @@ from agent.event_log import SOURCE, EventLog
 from agent.spool import SpoolReader
 from nhop_models.contract import TaskId
 
+logger = logging.getLogger(__name__)
+
 BATCH_EVENTS = 500
+
+BLOCKED_PAUSE = 0.5
+"""Seconds until files are read again that could not be opened for lack of descriptors or memory."""
+
+_PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 Positions = Mapping[tuple[AttemptId, str], int]
 """By attempt and source: number of the last event that the receiver has."""
@@ -46,16 +55,25 @@ class _Cursor:
     positions: Positions
     taken: int = 0  # own events that were passed, sent or skipped
     readers: dict[TaskId, SpoolReader] = field(default_factory=dict)
+    blocked: bool = False
 
     def collect(self, limit: int) -> list[StreamEvent]:
-        """What is there now, at most ``limit`` events."""
+        """What is there now, at most ``limit`` events; ``blocked`` afterwards: there may be more, later."""
         events: list[StreamEvent] = []
         progress = -1
-        while progress < len(events) < limit:
-            progress = len(events)
-            self._take_own(events, limit)
-            for task in self.readers:
-                self._take_spool(task, events, limit)
+        blocked, self.blocked = self.blocked, False
+        try:
+            while progress < len(events) < limit:
+                progress = len(events)
+                self._take_own(events, limit)
+                for task in self.readers:
+                    self._take_spool(task, events, limit)
+        except OSError as error:
+            if error.errno not in _PASSING:
+                raise
+            if not blocked:
+                logger.error("cannot read what tasks of %s say: %s", self.attempt.id, error.strerror)  # noqa: TRY400
+            self.blocked = True
         return events
 
     def _take_own(self, events: list[StreamEvent], limit: int) -> None:
@@ -120,6 +138,10 @@ class Subscription:
         self.emptied.clear()
         self._wake.set()
 
+    def _touch_again(self, attempt: Streamed) -> None:
+        if attempt.id in self._cursors:
+            self.touch(attempt)
+
     def forget(self, attempt: AttemptId) -> None:
         """The attempt is gone."""
         self._cursors.pop(attempt, None)
@@ -138,7 +160,10 @@ class Subscription:
             while self._pending and len(events) < BATCH_EVENTS:
                 attempt = next(iter(self._pending))
                 del self._pending[attempt]
-                events += self._cursors[attempt].collect(BATCH_EVENTS - len(events))
+                cursor = self._cursors[attempt]
+                events += cursor.collect(BATCH_EVENTS - len(events))
+                if cursor.blocked:
+                    asyncio.get_running_loop().call_later(BLOCKED_PAUSE, self._touch_again, cursor.attempt)
                 if len(events) >= BATCH_EVENTS:
                     self._pending[attempt] = None  # there may be more, after the others
             if events:

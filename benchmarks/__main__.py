@@ -14,7 +14,8 @@ from rich.table import Table
 from agent import share
 from agent.config import usable_cores
 from agent.domain import TaskLease
-from benchmarks import original, studies, tasks
+from benchmarks import hosts as namespaces
+from benchmarks import network, original, scale, studies, tasks
 from benchmarks import steps as runs
 from nhop_models.contract import TaskId, TaskRole
 
@@ -141,6 +142,74 @@ def phases() -> Iterator[Figure]:
             yield Figure(f"ms of the chief in {name}, {ps} PS + {workers}", f"{1000 * seconds:.0f}")
 
 
+def hosts() -> Iterator[Figure]:
+    if not network.usable():
+        yield Figure("hosts: network namespaces need root and iproute2", "not measured")
+        return
+    alone, spread = namespaces.measure(3)
+    one, three = (statistics.median(trial.seconds for trial in found) for found in (alone, spread))
+    most = statistics.median(trial.hosts for trial in spread)
+    yield Figure(
+        f"s a trial, 1 PS + 2 workers, synchronous, on {most:g} hosts",
+        f"{three:.2f} ({three / one:.2f}x)",
+        "<= 1.3x",
+        f"{one:.2f} (one host)",
+    )
+    worst = max(abs(a.loss / b.loss - 1) for a, b in zip(alone, spread, strict=True))
+    yield Figure("largest relative difference of their losses", f"{worst:.1e}", "rounding")
+
+
+def scale_trials() -> Iterator[Figure]:
+    goals = {10: "", 100: ">= 100", 1000: ">= 50"}
+    results = {agents: scale.run(scale.Load(agents, trials=3000, reports=5)) for agents in goals}
+    for agents, result in results.items():
+        name = f"trials/s, {agents} scripted agents"
+        yield Figure(name, f"{result.trials_per_second:.0f}", goals[agents])
+        cpu = 1000 * result.cpu_seconds / result.load.trials
+        yield Figure(f"s of the coordinator's CPU time for 1,000 trials, {agents} agents", f"{cpu:.1f}")
+    few, many = results[10], results[1000]
+    for what, more in (
+        ("connected", many.rss_connected - few.rss_connected),
+        ("at the end of as many trials", many.rss_ended - few.rss_ended),
+    ):
+        each = more / (many.load.agents - few.load.agents)
+        yield Figure(f"memory of the coordinator for an agent, {what}, kB", f"{each / 1e3:.0f}", "modest")
+    for agents, seconds, goal in ((100, 0.65, "p99 <= 50"), (1000, 6.5, "p99 <= 100")):
+        result = scale.run(scale.Load(agents, trials=2000, reports=5, seconds=seconds))
+        yield Figure(
+            f"a command at {result.trials_per_second:.0f} trials/s, {agents} agents, p50 / p99 ms",
+            f"{1000 * result.command_p50:.1f} / {1000 * result.command_p99:.1f}",
+            goal,
+        )
+
+
+def scale_reports() -> Iterator[Figure]:
+    for load, goal in (
+        (scale.Load(10, trials=100, reports=10_000), ""),
+        (scale.Load(100, trials=100, reports=10_000), ">= 50,000"),
+        (scale.Load(1000, trials=1000, reports=1000), ">= 25,000"),
+        (scale.Load(100, trials=100, reports=5000, batch=50), ""),
+    ):
+        result = scale.run(load)
+        yield Figure(
+            f"reports/s committed, {load.agents} scripted agents, {load.batch} in a message",
+            f"{result.reports_per_second:,.0f}",
+            goal,
+        )
+        cpu = 1e6 * result.cpu_seconds / (load.trials * load.reports)
+        yield Figure(
+            "s of CPU time for a million of them; a command meanwhile, p50 / p99 ms; MB at the end",
+            f"{cpu:.1f}; {1000 * result.command_p50:.0f} / {1000 * result.command_p99:.0f}; "
+            f"{result.rss_ended / 1e6:.0f}",
+        )
+    paced = scale.run(scale.Load(100, trials=400, reports=2750, seconds=4.0))
+    yield Figure(
+        f"a command at {paced.reports_per_second:,.0f} reports/s committed, 100 agents, p50 / p99 ms",
+        f"{1000 * paced.command_p50:.1f} / {1000 * paced.command_p99:.1f}",
+        "p99 <= 50",
+    )
+
+
 SECTIONS: dict[str, Callable[[], Iterator[Figure]]] = {
     "forks": forks,
     "teardowns": teardowns,
@@ -151,6 +220,9 @@ SECTIONS: dict[str, Callable[[], Iterator[Figure]]] = {
     "phases": phases,
     "cluster_trials": cluster_trials,
     "throughput": throughput,
+    "hosts": hosts,
+    "scale_trials": scale_trials,
+    "scale_reports": scale_reports,
 }
 
 

@@ -6,22 +6,31 @@ Every command ends in an event, failures included.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar, cast
+import time
+import zlib
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from typing import Any, TypeVar
 
 import grpc
 
 from coordinator import convert
 from coordinator import events as ev
-from coordinator.domain import AttemptId, Failure, StudySpec
+from coordinator.domain import Failure, StudySpec
 from coordinator.hosts import AgentAddress, Inventory
 from coordinator.instructions import CheckAttempt, Command, PrepareAttempt, StartAttempt, StopAttempt
+from coordinator.link_errors import (
+    CLOSED,
+    BundleMissingError,
+    HostUnreachableError,
+    are_we_cancelled,
+    closed,
+    explain,
+    failure,
+)
+from coordinator.patience import Patience
+from coordinator.transfers import Transfers
 from nhop.v1 import agent_pb2, agent_pb2_grpc
-from nhop_models.contract import FailureKind, TaskId
+from nhop_models.contract import FailureKind
 
 Response = TypeVar("Response")
 
@@ -36,76 +45,132 @@ CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", 16 << 20),
 )
 CALLS_AT_ONCE = 100
-TRANSFERS_AT_ONCE = 16
+PROBE_LIMIT = 5.0
+REACH_LIMIT = 30.0
 RETRY_PAUSE = 0.1
-LOG_BYTES = 256 << 10
-PIECE_BYTES = 1 << 20
-ACCEPTS = "nhop-accepts"
-STALL_LIMIT = 30.0
-"""Seconds without a byte after which the transfer of a file is given up."""
-
-
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """Limits of a link in seconds.
-
-    ``command`` is the deadline of a command with its retries, ``prepare`` that of a PrepareAttempt
-    (another host may have room), ``heartbeat`` the time between two and the deadline of one,
-    ``lost`` the time without any after which the host counts as lost.
-    """
-
-    command: float = 10.0
-    prepare: float = 2.0
-    heartbeat: float = 2.0
-    lost: float = 30.0
-
-
-class HostUnreachableError(Exception):
-    """The agent does not answer; the message says why, in the user's words."""
-
-
-class TransferError(Exception):
-    """A file could not be fetched or given; ``passing``: it may work a little later."""
-
-    def __init__(self, failure: Failure, *, passing: bool = False) -> None:
-        super().__init__(failure.message)
-        self.failure = failure
-        self.passing = passing
+SLOW_ANSWER = 1.0
+"""Seconds for the answer to a heartbeat, at least: a host that trains is busy."""
 
 
 class AgentLink:
-    """One agent. ``name`` is what its host is called everywhere."""
+    """One agent. ``name`` is what its host is called everywhere; ``private``: it lives and dies with us.
 
-    def __init__(self, address: AgentAddress, patience: Patience | None = None) -> None:
+    ``transfers`` are its logs and files.
+    """
+
+    def __init__(
+        self, address: AgentAddress, patience: Patience | None = None, *, private: bool = False
+    ) -> None:
         self.address = address
         self.name = address.name
+        # What a coordinator starts for itself ends with it.
+        self._private = private
         self._patience = patience or Patience()
         self._channel = grpc.aio.insecure_channel(address.target, options=CHANNEL_OPTIONS)
         self.stub = agent_pb2_grpc.AgentServiceStub(self._channel)
         self._calls = asyncio.Semaphore(CALLS_AT_ONCE)
-        self._transfers = asyncio.Semaphore(TRANSFERS_AT_ONCE)
-        self._incarnation = ""
+        self.transfers = Transfers(address, self.stub, self._patience.command)
+        self._answer: Inventory | None = None
+        self.answers = True
+        """Whether the agent gave an answer when it was last asked what it has or reaches."""
+        self._heard = asyncio.get_running_loop().time()
+        self._studies: set[str] = set()
+        self._unused = asyncio.Event()
+        self._unused.set()
 
     async def close(self) -> None:
         """Ends every call and the connection."""
         await self._channel.close(None)
 
+    @property
+    def incarnation(self) -> str:
+        """Of the agent, as it was last heard; another one after it was started again."""
+        return self._answer.incarnation if self._answer is not None else ""
+
+    def follow(self, study_id: str) -> None:
+        """The study, by the name that agents know it by, may run here from now on."""
+        self._studies.add(study_id)
+        self._unused.clear()
+
+    def unfollow(self, study_id: str) -> None:
+        """Nothing of the study is here any more."""
+        self._studies.discard(study_id)
+        if not self._studies:
+            self._unused.set()
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a study may have something here."""
+        return bool(self._studies)
+
+    async def unused(self) -> None:
+        """Waits until no study needs this host."""
+        await self._unused.wait()
+
     async def inventory(self, timeout: float = 5.0, *, wait: bool = False) -> Inventory:
         """What the host has; raises HostUnreachableError. ``wait``: for an agent that is still starting."""
+        request = convert.sign_of_life_to_pb(self._studies, self._answer)
+        sent = time.time()
+        message = await self._ask(self.stub.GetInventory, request, timeout=timeout, wait_for_ready=wait)
+        inventory = convert.inventory_from_pb(message, (sent + time.time()) / 2)
+        self._heard = asyncio.get_running_loop().time()
+        # The newest: an answer may overtake another one.
+        if (
+            self._answer is None
+            or inventory.incarnation != self._answer.incarnation
+            or inventory.uptime > self._answer.uptime
+        ):
+            self._answer = inventory
+        return inventory
+
+    # --- whether hosts reach each other -------------------------------------------------------
+
+    async def open_probe(self) -> tuple[str, str] | None:
+        """Address and token of a port of this host that other hosts are to reach; HostUnreachableError.
+
+        None where all its ports are in use: nothing can be tried.
+        """
         try:
-            message = await self.stub.GetInventory(
-                agent_pb2.GetInventoryRequest(), timeout=timeout, wait_for_ready=wait
-            )
+            response = await self._ask(self.stub.OpenProbe, agent_pb2.OpenProbeRequest(), timeout=PROBE_LIMIT)
+        except HostUnreachableError as error:
+            if _is_full(error.__cause__):
+                return None
+            raise
+        return response.address, response.token
+
+    async def reach(self, probes: Sequence[tuple[str, str]]) -> list[str]:
+        """Why this host does not reach each of the probes, empty where it does; HostUnreachableError."""
+        request = agent_pb2.CheckReachRequest(
+            probes=[agent_pb2.OpenProbeResponse(address=address, token=token) for address, token in probes]
+        )
+        response = await self._ask(self.stub.CheckReach, request, timeout=REACH_LIMIT)
+        return list(response.problems)
+
+    async def _ask(
+        self, method: Callable[..., Awaitable[Response]], request: Any, **options: Any
+    ) -> Response:
+        """The answer to one call; raises HostUnreachableError."""
+        try:
+            response = await method(request, **options)
+            self.answers = True
+            return response
         except grpc.aio.AioRpcError as error:
-            raise HostUnreachableError(self._explain(error)) from error
-        self._incarnation = self._incarnation or message.incarnation
-        quarantined = tuple(f"GPU {gpu.uuid}: {gpu.quarantined}" for gpu in message.gpus if gpu.quarantined)
-        return Inventory(message.slots, len(message.gpus), message.incarnation, quarantined)
+            self.answers = _is_full(error)
+            raise HostUnreachableError(explain(self.address, error)) from error
+        except grpc.aio.UsageError as error:
+            raise HostUnreachableError(CLOSED) from error
+        except asyncio.CancelledError:
+            if are_we_cancelled():
+                raise
+            raise HostUnreachableError(CLOSED) from None
 
     # --- commands -----------------------------------------------------------------------------
 
     async def execute(self, command: Command, spec: StudySpec) -> ev.AttemptEvent:
-        """Does what the machine wants; the outcome is an event in any case."""
+        """Does what the machine wants; the outcome is an event in any case but one.
+
+        Raises BundleMissingError where the agent does not have a bundle that a StartAttempt needs.
+        """
         match command:
             case PrepareAttempt():
                 return await self._prepare(command, spec)
@@ -125,7 +190,7 @@ class AgentLink:
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
                 return ev.PrepareRefused(attempt, host, error.details() or "no free slots")
-            return ev.PrepareFailed(attempt, host, self._failure(error))
+            return ev.PrepareFailed(attempt, host, failure(self.address, error))
         except convert.ProtocolError as error:
             return ev.PrepareFailed(attempt, host, Failure(FailureKind.INTERNAL, f"{host}: {error}"))
         missing = [str(task) for task in command.tasks if command.ports and task not in addresses]
@@ -137,17 +202,22 @@ class AgentLink:
     async def _start(self, command: StartAttempt, spec: StudySpec) -> ev.AttemptEvent:
         cluster = spec.cluster
         try:
-            request = convert.start_to_pb(command, spec.training, spec.limits, cluster.ps, cluster.workers)
+            silence = None if self._private else self._patience.silence(spec.limits)
+            request = convert.start_to_pb(
+                command, spec.training, spec.limits, cluster.ps, cluster.workers, silence
+            )
             await self._call(self.stub.StartAttempt, request)
         except grpc.aio.AioRpcError as error:
-            return ev.StartFailed(command.attempt, command.host, self._failure(error))
+            if convert.misses_bundle(error):
+                raise BundleMissingError from error
+            return ev.StartFailed(command.attempt, command.host, failure(self.address, error))
         return ev.StartSucceeded(command.attempt, command.host)
 
     async def _stop(self, command: StopAttempt) -> ev.AttemptEvent:
         try:
             response = await self._call(self.stub.StopAttempt, convert.stop_to_pb(command))
         except grpc.aio.AioRpcError as error:
-            return ev.StopFailed(command.attempt, command.host, self._failure(error))
+            return ev.StopFailed(command.attempt, command.host, failure(self.address, error))
         return ev.StopAnswered(command.attempt, command.host, response.was_active)
 
     async def _check(self, command: CheckAttempt) -> ev.AttemptEvent:
@@ -163,6 +233,8 @@ class AgentLink:
         except grpc.aio.AioRpcError as error:
             # Any other failure says nothing: should the host be gone, the heartbeat notices.
             known = error.code() is not grpc.StatusCode.NOT_FOUND
+        except grpc.aio.UsageError:
+            pass  # the host has left: whoever waits for it knows
         return ev.AttemptChecked(command.attempt, command.host, known)
 
     async def _call(
@@ -174,31 +246,36 @@ class AgentLink:
         async with self._calls:
             while True:
                 try:
-                    return await method(request, timeout=max(deadline - loop.time(), 0.001))
+                    response = await method(request, timeout=max(deadline - loop.time(), 0.001))
+                    self._heard = loop.time()
+                    return response
                 except grpc.aio.AioRpcError as error:
                     late = loop.time() + RETRY_PAUSE >= deadline
                     if error.code() is not grpc.StatusCode.UNAVAILABLE or late:
                         raise
+                except grpc.aio.UsageError as error:
+                    raise closed() from error
                 await asyncio.sleep(RETRY_PAUSE)
 
     # --- heartbeat ----------------------------------------------------------------------------
 
-    async def watch(self) -> AsyncIterator[ev.HostEvent]:
+    async def watch(self) -> AsyncGenerator[ev.HostEvent]:
         """Says when the host is silent or lost, when it is back, and when its agent was started again.
 
         A heartbeat of our own, since an agent whose event loop hangs still answers pings.
         """
         loop = asyncio.get_running_loop()
         beat = self._patience.heartbeat
-        heard = loop.time()
         silent_now = lost = False
-        incarnation = self._incarnation
+        incarnation = self.incarnation
+        # Each at its own time: those of a thousand agents at once would hold everything else up.
+        await asyncio.sleep(beat * zlib.crc32(self.name.encode()) / 2**32)
         while True:
             await asyncio.sleep(beat)
             try:
-                inventory = await self.inventory(timeout=beat)
+                inventory = await self.inventory(timeout=max(beat, SLOW_ANSWER))
             except HostUnreachableError as error:
-                silent = loop.time() - heard
+                silent = loop.time() - self._heard
                 if not silent_now:
                     silent_now = True
                     yield ev.HostSilent(self.name)
@@ -206,7 +283,6 @@ class AgentLink:
                     lost = True
                     yield ev.HostLost(self.name, f"no answer for {silent:.0f} s ({error})")
                 continue
-            heard = loop.time()
             if lost:
                 yield ev.HostFound(self.name)
             elif silent_now:
@@ -216,99 +292,7 @@ class AgentLink:
                 yield ev.HostRestarted(self.name)
             incarnation = inventory.incarnation
 
-    # --- logs ---------------------------------------------------------------------------------
 
-    async def read_log(self, attempt: AttemptId, task: TaskId) -> bytes | None:
-        """The end of a task's log, at most 256 KiB; None where the agent does not have it."""
-        request = agent_pb2.ReadLogRequest(
-            attempt=convert.attempt_to_agent(attempt), task=convert.task_to_pb(task), offset=-LOG_BYTES
-        )
-        data = bytearray()
-        with contextlib.suppress(grpc.aio.AioRpcError):  # a log is a help for people: its loss is no failure
-            async for part in self.stub.ReadLog(request, timeout=self._patience.command):
-                data += part.data
-            return bytes(data)
-        return bytes(data) or None
-
-    # --- files --------------------------------------------------------------------------------
-
-    async def read_artifact(self, attempt: AttemptId, name: str) -> AsyncGenerator[bytes, None]:
-        """A file that a task left, piece by piece; raises TransferError."""
-        request = agent_pb2.ReadArtifactRequest(attempt=convert.attempt_to_agent(attempt), name=name)
-        async with self._transfer(name):
-            call = cast("Any", self.stub).ReadArtifact(request)  # the stubs do not know the read style
-            try:
-                while True:
-                    async with asyncio.timeout(STALL_LIMIT):
-                        piece = await call.read()
-                    if piece is cast("Any", grpc.aio).EOF:
-                        return
-                    yield piece.data
-            finally:
-                call.cancel()
-
-    async def write_artifact(self, attempt: AttemptId, name: str, path: Path) -> None:
-        """Gives a file to an attempt that is prepared; raises TransferError and OSError."""
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            async with self._transfer(name):
-                call = cast("Any", self.stub).WriteArtifact()
-                try:
-                    await self._write(call, convert.artifact_header_to_pb(attempt, name, size))
-                    async with asyncio.timeout(STALL_LIMIT):
-                        metadata = await call.initial_metadata()
-                    # A write that meets a refusal would hide its reason (grpc.aio calls it INTERNAL).
-                    if any(key == ACCEPTS for key, _ in metadata or ()):
-                        while data := await asyncio.to_thread(file.read, PIECE_BYTES):
-                            await self._write(call, agent_pb2.WriteArtifactRequest(data=data))
-                        await call.done_writing()
-                    async with asyncio.timeout(STALL_LIMIT):
-                        await call
-                finally:
-                    call.cancel()
-
-    async def _write(self, call: Any, piece: agent_pb2.WriteArtifactRequest) -> None:
-        try:
-            async with asyncio.timeout(STALL_LIMIT):
-                await call.write(piece)
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
-            if isinstance(error, grpc.aio.AioRpcError) and error.code() is not grpc.StatusCode.INTERNAL:
-                raise
-            message = f"{self.name}: the agent takes no more of the file; is its disk full, or did it end?"
-            raise TransferError(Failure(FailureKind.RESOURCES, message)) from error
-
-    @contextlib.asynccontextmanager
-    async def _transfer(self, name: str) -> AsyncIterator[None]:
-        try:
-            async with self._transfers:
-                yield
-        except grpc.aio.AioRpcError as error:
-            passing = error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
-            raise TransferError(self._failure(error), passing=passing) from error
-        except TimeoutError as error:
-            message = f"{self.name}: {name} stands still, no byte of it for {STALL_LIMIT:g} s"
-            raise TransferError(Failure(FailureKind.HOST_LOST, message)) from error
-
-    # --- errors -------------------------------------------------------------------------------
-
-    def _failure(self, error: grpc.aio.AioRpcError) -> Failure:
-        match error.code():
-            case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.DEADLINE_EXCEEDED | grpc.StatusCode.CANCELLED:
-                kind = FailureKind.HOST_LOST
-            case grpc.StatusCode.RESOURCE_EXHAUSTED | grpc.StatusCode.NOT_FOUND:
-                kind = FailureKind.RESOURCES
-            case _:
-                kind = FailureKind.INTERNAL
-        return Failure(kind, f"{self.name}: {self._explain(error)}")
-
-    def _explain(self, error: grpc.aio.AioRpcError) -> str:
-        details = error.details() or ""
-        match error.code():
-            case grpc.StatusCode.UNAVAILABLE if "refused" in details or "No such file" in details:
-                return f"no agent listens there; start one with: nhop-agent --listen {self.address.target}"
-            case grpc.StatusCode.DEADLINE_EXCEEDED:
-                return "no answer in time; is the agent stuck, or the host overloaded?"
-            case grpc.StatusCode.UNIMPLEMENTED:
-                return "what listens there is not an nhop-agent of this version"
-            case code:
-                return f"{details} ({code.name})"
+def _is_full(error: BaseException | None) -> bool:
+    """Whether it is the answer of an agent that has no more of something."""
+    return isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from coordinator import events as ev
-from coordinator.agent_link import AgentLink, TransferError
+from coordinator.agent_link import AgentLink
 from coordinator.domain import AttemptId, Failure, Notice
 from coordinator.instructions import (
     DropArtifacts,
@@ -27,6 +27,7 @@ from coordinator.instructions import (
     PublishModel,
     StartAttempt,
 )
+from coordinator.link_errors import TransferError
 from coordinator.report.results import MODEL_FILE as BEST_MODEL
 from coordinator.report.results import PREDICTIONS_FILE as BEST_PREDICTIONS
 from nhop_models.contract import CHECKPOINT_FILE, MODEL_FILE, PREDICTIONS_FILE, RESTORE_FILE, FailureKind
@@ -111,7 +112,7 @@ class Artifacts:
         """Gives the trial's checkpoint to an attempt that is prepared; what went wrong, or None."""
         path = self._folder(command.attempt.trial) / CHECKPOINT_FILE
         try:
-            await self._links[command.host].write_artifact(command.attempt, RESTORE_FILE, path)
+            await self._links[command.host].transfers.write_artifact(command.attempt, RESTORE_FILE, path)
         except TransferError as error:
             return error.failure
         except OSError as error:
@@ -255,7 +256,7 @@ class Artifacts:
         received = 0
         try:
             with part.open("wb") as file:
-                pieces = self._links[host].read_artifact(attempt, name)
+                pieces = self._links[host].transfers.read_artifact(attempt, name)
                 async with contextlib.aclosing(pieces):
                     async for piece in pieces:
                         await asyncio.to_thread(file.write, piece)

@@ -120,6 +120,10 @@ class Attempt:
         """All hosts of the attempt, the chief's first."""
         return tuple(self.placement)
 
+    def host_of(self, task: TaskId) -> str | None:
+        """Where a task is placed; None: the attempt has no such task."""
+        return next((host for host, tasks in self.placement.items() if task in tasks), None)
+
     def is_over_on(self, host: str) -> bool:
         """Whether nothing more is expected of ``host``."""
         return self._phases[host] in _OVER
@@ -137,6 +141,8 @@ class Attempt:
         """Raises IllegalTransitionError where ``event`` must not happen now; changes nothing."""
         if self.state is AttemptState.ENDED:
             raise LateEventError(f"{event} came after the end of its attempt")
+        if self._phases.get(event.host) in _OVER:  # an answer that the end has overtaken
+            raise LateEventError(f"{event} came after the end of its attempt on {event.host}")
         if type(event) not in ATTEMPT[self.state]:
             raise IllegalTransitionError(
                 f"{type(event).__name__} of {event.attempt} while {self.state.value}"
@@ -145,8 +151,6 @@ class Attempt:
             raise IllegalTransitionError(f"{event.attempt} does not run on {event.host}")
         if isinstance(event, ev.TaskEnded) and event.task not in self.placement[event.host]:
             raise IllegalTransitionError(f"{event.task} of {event.attempt} does not run on {event.host}")
-        if self._phases[event.host] in _OVER:
-            raise LateEventError(f"{event} came after the end of its attempt on {event.host}")
 
     def handle(self, event: ev.AttemptEvent, now: float) -> list[Instruction]:
         """Takes one event of a host; raises IllegalTransitionError, and then changes nothing."""
@@ -223,7 +227,7 @@ class Attempt:
             case ev.PrepareFailed():
                 self._phases[event.host] = _Phase.ENDED
                 self._leased = True  # perhaps: the request may have arrived all the same
-                if event.failure.kind is FailureKind.HOST_LOST:
+                if event.failure.kind in (FailureKind.HOST_LOST, FailureKind.RESOURCES):
                     self._refused = self._refused or self.cause is None  # nothing was tried
                 else:
                     self._blame(event.failure)
@@ -289,7 +293,7 @@ class Attempt:
             # Nobody here asked it to: its agent did, for a reason that may still be on its way.
             failure = Failure(FailureKind.PEER_LOST, f"{task} on {event.host} was ended by someone else")
         if failure is not None:
-            self._blame(failure)
+            self._blame(replace(failure, task=task))
         if not asked:
             yield from self._stop(StopReason.FAILED, now, self._phases)
 
@@ -356,4 +360,5 @@ def _is_finite(value: float | None) -> bool:
 
 def _diverged(objective: Objective, loss: float | None) -> Failure:
     what = "has no value" if loss is None else f"is {loss}"
-    return Failure(FailureKind.DIVERGED, f"{objective.value} {what} at the end of the training")
+    message = f"{objective.value} {what} at the end of the training"
+    return Failure(FailureKind.DIVERGED, message, task=CHIEF)

@@ -19,14 +19,18 @@ from typing import TYPE_CHECKING
 import click
 
 from coordinator.errors import NhopError, UsageError
+from coordinator.process import take_over
 from nhop._process import open_standard_streams
+from nhop_models.urls import is_url
 
 if TYPE_CHECKING:
     from coordinator.config import StudyConfig
-    from coordinator.hosts import AgentAddress
+    from coordinator.hosts import AgentAddress, HostPolicy
 
 PROGRAM = "nhop-coordinator"
 INTERRUPTED = 130
+LOGS = "logs"
+"""The word that begins the other command; a study file of that name is ``./logs``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,8 @@ class Words:
             rest, overrides = rest[:place], tuple(rest[place + 1 :])
             if not overrides:
                 raise UsageError("with: KEY=VALUE is missing after it")
+        if rest and rest[0] == LOGS:
+            raise UsageError(f"`{LOGS}` comes before its options: {PROGRAM} {LOGS} TRIAL ...")
         if len(rest) > 1:
             hint = f"; settings come after `with`: with {rest[1]}" if "=" in rest[1] else ""
             raise UsageError(f"one study file at a time: {' '.join(rest)}{hint}")
@@ -64,29 +70,81 @@ class Words:
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.argument("words", nargs=-1, metavar="[print_config] [STUDY.yaml] [with KEY=VALUE ...]")
-@click.option("--hosts", type=click.Path(path_type=Path), help="Agents to use: one host[:port] a line.")
 @click.option(
-    "--output", type=click.Path(path_type=Path), help="Folder of the results; with --serve: of all studies."
+    "--hosts",
+    type=click.Path(path_type=Path),
+    help="Agents to use: one host[:port] a line. Read again on SIGHUP: hosts join and leave.",
+)
+@click.option(
+    "--min-hosts",
+    type=click.IntRange(1, 100_000),
+    metavar="N",
+    help="Begin with N hosts; the others are used once they answer. By default all are waited for.",
+)
+@click.option(
+    "--wait-hosts",
+    type=click.FloatRange(0.0, 86_400.0),
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long hosts that do not answer at the start are waited for.",
+)
+@click.option(
+    "--host-limit",
+    type=click.FloatRange(1.0, 86_400.0),
+    default=90.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="A host that has not answered for so long is lost: its trials are tried again elsewhere.",
+)
+@click.option(
+    "--output",
+    metavar="FOLDER|URL",
+    help="Where the results go: a folder, or a URL such as s3://bucket/prefix; with --serve: the folder of "
+    "all studies.",
 )
 @click.option("--serve", metavar="ADDRESS", help="Serve studies to clients at host:port or unix:/path.")
+@click.option(
+    "--insecure",
+    is_flag=True,
+    help="Allow hosts off loopback in --hosts, without encryption or authentication: only in networks where "
+    "you trust every machine.",
+)
 @click.option("--dry-run", is_flag=True, help="Check everything, show what would run, start nothing.")
 @click.version_option(package_name="nhop", message="%(prog)s %(version)s")
 def command(
-    words: tuple[str, ...], hosts: Path | None, output: Path | None, serve: str | None, dry_run: bool
+    words: tuple[str, ...],
+    hosts: Path | None,
+    min_hosts: int | None,
+    wait_hosts: float,
+    host_limit: float,
+    output: str | None,
+    serve: str | None,
+    insecure: bool,
+    dry_run: bool,
 ) -> int:
     """Search for good hyper-parameters in stages, with every trial a TensorFlow cluster.
 
     STUDY.yaml is the configuration; without it the default study runs on this machine. `with` puts
     single keys over it: with opt_epoch=10 cluster.ps=0. `print_config` shows how it resolves.
+
+    `nhop-coordinator logs TRIAL` shows what a trial printed: see `nhop-coordinator logs --help`.
     """
     asked = Words.parse(words)
+    if output == "":  # an unset variable of a script: the results would be among the files around
+        raise UsageError("--output is empty; name a folder, or `.` for the current one")
+    from coordinator.hosts import HostPolicy
+
+    policy = HostPolicy(wait_hosts, min_hosts, host_limit, hosts, insecure)
     if serve is not None:
         if asked != Words() or dry_run:
-            raise UsageError("--serve takes its studies from clients: only --hosts and --output go with it")
-        return _serve(serve, hosts, output)
+            raise UsageError(
+                "--serve takes its studies from clients: only --output and what is about hosts go with it"
+            )
+        return _serve(serve, policy, output)
     from coordinator.config import load
 
-    config = load(asked.study, asked.overrides)
+    config = load(asked.study, asked.overrides, remote=hosts is not None)
     if asked.print_config:
         for name, given in (("--hosts", hosts), ("--output", output), ("--dry-run", dry_run)):
             if given:
@@ -95,12 +153,13 @@ def command(
         _note(config)
         return 0
     _note(config)
-    return _run(config, hosts, output, dry_run=dry_run)
+    return _run(config, policy, output, dry_run=dry_run)
 
 
 def main() -> None:
     """Runs the command with this process's arguments and ends the process."""
     open_standard_streams()
+    take_over()
     # gRPC writes lines of its own to stderr, and reads this when it is imported; ours say it better.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     sys.exit(run(sys.argv[1:]))
@@ -108,10 +167,15 @@ def main() -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Runs the command and returns its exit status; errors go to stderr, each in one line."""
+    chosen, name, rest = command, PROGRAM, list(arguments)
+    if rest[:1] == [LOGS]:
+        from coordinator.logs_command import logs
+
+        chosen, name, rest = logs, f"{PROGRAM} {LOGS}", rest[1:]
     try:
-        status = command.main(args=list(arguments), prog_name=PROGRAM, standalone_mode=False)
+        status = chosen.main(args=rest, prog_name=name, standalone_mode=False)
     except click.UsageError as error:
-        _say(f"{error.format_message()}\nsee {PROGRAM} --help")
+        _say(f"{error.format_message()}\nsee {name} --help")
         return 2
     except click.ClickException as error:
         _say(error.format_message())
@@ -133,40 +197,49 @@ def run(arguments: Sequence[str]) -> int:
     return int(status or 0)
 
 
-def _run(config: StudyConfig, hosts: Path | None, output: Path | None, *, dry_run: bool) -> int:
-    agents = _read_hosts(hosts)
+def _run(config: StudyConfig, policy: HostPolicy, output: str | None, *, dry_run: bool) -> int:
+    from coordinator.patience import check_lost
+
+    agents = _read_hosts(policy)
+    if agents is not None:
+        check_lost(policy.lost, config.to_spec("").limits)
+    from coordinator.session import plan_session, run_session
+
     if dry_run:
-        from coordinator.plan import show_plan
-        from coordinator.runtime import run_loop
-
-        run_loop(show_plan(config, agents, output))
+        plan_session(config, agents, policy, output)
         return 0
-    from coordinator.session import run_session
-
-    return run_session(config, agents, output)
+    return run_session(config, agents, policy, output)
 
 
-def _serve(address: str, hosts: Path | None, output: Path | None) -> int:
-    agents = _read_hosts(hosts)
+def _serve(address: str, policy: HostPolicy, output: str | None) -> int:
+    if output is not None and is_url(output):
+        raise UsageError(
+            f"--serve keeps its studies in a folder of this machine: {output} cannot be that one"
+        )
+    from coordinator.domain import Limits
+    from coordinator.patience import check_lost
+
+    agents = _read_hosts(policy)
+    if agents is not None:
+        check_lost(policy.lost, Limits())
     from coordinator.session import serve_session
 
-    serve_session(address, agents, output or Path("runs"))
+    serve_session(address, agents, policy, Path(output or "runs"))
     return 0  # a signal is how a service ends
 
 
-def _read_hosts(path: Path | None) -> tuple[AgentAddress, ...] | None:
-    if path is None:
-        return None
-    from coordinator.hosts import parse_hosts
+def _read_hosts(policy: HostPolicy) -> tuple[AgentAddress, ...] | None:
+    from coordinator.hosts import is_local, read_hosts
+    from coordinator.wording import some
 
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise UsageError(f"{path}: is not UTF-8 text") from None
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise UsageError(f"{path}: the hosts file cannot be read: {reason}") from None
-    return parse_hosts(text, str(path))
+    agents = None if policy.path is None else read_hosts(policy.path, insecure=policy.insecure)
+    policy.check(agents)
+    if agents is None:
+        return None
+    remote = [agent.target for agent in agents if not is_local(agent.target)]
+    if remote:
+        _say(f"warning: --insecure: what goes to {some(remote)} is neither encrypted nor authenticated")
+    return agents
 
 
 def _note(config: StudyConfig) -> None:

@@ -5,16 +5,31 @@ Raises ProtocolError where a message holds a value that this version does not kn
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, cast
 
+import grpc
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
 
 from coordinator import events as ev
-from coordinator.domain import AttemptId, Failure, Limits, Report, StopReason, TaskResult, Training
+from coordinator.domain import (
+    AttemptId,
+    Failure,
+    Limits,
+    Report,
+    ReportRow,
+    Reports,
+    StopReason,
+    TaskResult,
+    Training,
+)
+from coordinator.hosts import Inventory
 from coordinator.instructions import PrepareAttempt, StartAttempt, StopAttempt
 from nhop.v1 import agent_pb2, types_pb2
 from nhop_models.contract import FailureKind, TaskId, TaskRole, TaskStatus
@@ -178,6 +193,34 @@ def attempt_from_agent(study_id: str, message: types_pb2.AttemptId) -> AttemptId
     return AttemptId(study_id, message.trial, message.attempt, message.study_id)
 
 
+def sign_of_life_to_pb(studies: Iterable[str], answer: Inventory | None) -> agent_pb2.GetInventoryRequest:
+    """The heartbeat of studies, by their names towards agents; ``answer``: the newest that was received."""
+    request = agent_pb2.GetInventoryRequest(study_ids=sorted(studies))
+    if answer is not None:
+        request.incarnation = answer.incarnation
+        request.uptime.CopyFrom(duration(answer.uptime))
+    return request
+
+
+def inventory_from_pb(message: agent_pb2.GetInventoryResponse, asked_at: float) -> Inventory:
+    """What a host has; ``asked_at`` is our clock, in seconds since the epoch, at about its ``time``."""
+    return Inventory(
+        slots=message.slots,
+        gpus=len(message.gpus),
+        incarnation=message.incarnation,
+        quarantined=tuple(f"GPU {gpu.uuid}: {gpu.quarantined}" for gpu in message.gpus if gpu.quarantined),
+        uptime=seconds_of(message.uptime),
+        nhop_version=message.nhop_version,
+        tensorflow_version=message.tensorflow_version,
+        python_version=message.python_version,
+        cpu_cores=message.cpu_cores,
+        free_disk=message.free_disk_bytes,
+        clock_offset=seconds_of(message.time) - asked_at,
+        task_address=message.task_address,
+        ports=(message.first_port, message.last_port),
+    )
+
+
 def prepare_to_pb(
     instruction: PrepareAttempt, gpus_per_worker: float = 0.0
 ) -> agent_pb2.PrepareAttemptRequest:
@@ -203,9 +246,17 @@ def addresses_from_pb(message: agent_pb2.PrepareAttemptResponse) -> dict[TaskId,
 
 
 def start_to_pb(
-    instruction: StartAttempt, training: Training, limits: Limits, ps: int, workers: int
+    instruction: StartAttempt,
+    training: Training,
+    limits: Limits,
+    ps: int,
+    workers: int,
+    silence: float | None = None,
 ) -> agent_pb2.StartAttemptRequest:
-    """The request for an instruction; ``ps`` and ``workers`` are the numbers of tasks."""
+    """The request for an instruction; ``ps`` and ``workers`` are the numbers of tasks.
+
+    ``silence``: seconds without us after which the agent ends the attempt; None: it does not.
+    """
     return agent_pb2.StartAttemptRequest(
         attempt=attempt_to_agent(instruction.attempt),
         cluster=agent_pb2.ClusterSpec(ps=instruction.ps, workers=instruction.workers),
@@ -226,12 +277,15 @@ def start_to_pb(
             checkpoint_every=training.checkpoint_every or 0,
             keep_model=training.keep_model,
             keep_model_below=instruction.keep_model_below,
+            code=training.code,
+            data=training.data,
         ),
         limits=agent_pb2.AttemptLimits(
             start=duration(limits.start),
             stop_grace=duration(limits.stop_grace),
             terminate_grace=duration(limits.terminate_grace),
             run=duration(limits.run or 0.0),
+            silence=duration(silence or 0.0),
         ),
     )
 
@@ -248,6 +302,23 @@ def artifact_header_to_pb(attempt: AttemptId, name: str, size: int) -> agent_pb2
     artifact = types_pb2.Artifact(name=name, size=size)
     header = agent_pb2.ArtifactHeader(attempt=attempt_to_agent(attempt), artifact=artifact)
     return agent_pb2.WriteArtifactRequest(header=header)
+
+
+def bundle_header_to_pb(digest: str, size: int) -> agent_pb2.PutBundleRequest:
+    """The first message of a bundle."""
+    return agent_pb2.PutBundleRequest(header=agent_pb2.BundleHeader(digest=digest, size=size))
+
+
+def misses_bundle(error: grpc.aio.AioRpcError) -> bool:
+    """Whether an agent refuses because it does not have a bundle (any more)."""
+    if error.code() is not grpc.StatusCode.NOT_FOUND:
+        return False
+    status = rpc_status.from_call(cast("Any", error))
+    for detail in status.details if status is not None else ():
+        info = error_details_pb2.ErrorInfo()
+        if detail.Unpack(info) and (info.domain, info.reason) == ("nhop", "BUNDLE"):
+            return True
+    return False
 
 
 def result_from_pb(message: types_pb2.TaskOutcome) -> TaskResult:
@@ -271,24 +342,36 @@ def result_from_pb(message: types_pb2.TaskOutcome) -> TaskResult:
     )
 
 
+def by_source(
+    study_id: str, messages: Iterable[agent_pb2.Event]
+) -> Iterator[tuple[AttemptId, str, list[agent_pb2.Event]]]:
+    """Events as they came, in runs of one attempt and source each."""
+    for _, run in itertools.groupby(messages, _origin):
+        events = list(run)
+        yield attempt_from_agent(study_id, events[0].attempt), events[0].source, events
+
+
+def _origin(message: agent_pb2.Event) -> tuple[int, int, str]:
+    attempt = message.attempt
+    return attempt.trial, attempt.attempt, message.source
+
+
 def events_from_pb(
-    host: str, study_id: str, messages: Iterable[agent_pb2.Event]
-) -> tuple[list[Report], list[ev.AttemptEvent]]:
-    """Reports, and the other events, each in the order of the study's stream."""
-    reports: list[Report] = []
+    host: str, attempt: AttemptId, source: str, messages: Iterable[agent_pb2.Event]
+) -> tuple[Reports | None, list[ev.AttemptEvent]]:
+    """Reports, and the other events, of one attempt and source, each in their order."""
+    rows: list[ReportRow] = []
     events: list[ev.AttemptEvent] = []
     for message in messages:
-        attempt = attempt_from_agent(study_id, message.attempt)
         match message.WhichOneof("kind"):
             case "report":
-                task = task_from_source(message.source)
-                reports.append(report_from_pb(attempt, task, message.sequence, message.report))
+                rows.append(_report_row(message))
             case "task_started":
                 events.append(ev.TaskStarted(attempt, host, task_from_pb(message.task_started.task)))
             case "task_ready":
-                events.append(ev.TaskReady(attempt, host, task_from_source(message.source)))
+                events.append(ev.TaskReady(attempt, host, task_from_source(source)))
             case "checkpoint_saved":
-                if task_from_source(message.source).is_chief:
+                if task_from_source(source).is_chief:
                     events.append(ev.CheckpointSaved(attempt, host, message.checkpoint_saved.step))
             case "task_ended":
                 task = task_from_pb(message.task_ended.task)
@@ -299,7 +382,24 @@ def events_from_pb(
                 events.append(ev.AttemptEnded(attempt, host, reason))
             case _:
                 raise ProtocolError(f"an event of {attempt} is of an unknown kind")
-    return reports, events
+    return Reports(attempt, task_from_source(source), rows) if rows else None, events
+
+
+_NO_METRICS: Mapping[str, float] = {}
+
+
+def _report_row(message: agent_pb2.Event) -> ReportRow:
+    report = message.report
+    metrics, time = report.metrics, report.time
+    return (
+        message.sequence,
+        report.step,
+        report.train_loss,
+        report.val_loss if report.HasField("val_loss") else None,
+        # Half of the time of a report would go into an empty map.
+        {name: metrics[name] for name in metrics} if len(metrics) else _NO_METRICS,
+        time.seconds + time.nanos / 1e9,
+    )
 
 
 _TASKS: dict[str, TaskId] = {}

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from coordinator import convert
 from coordinator.domain import (
+    Notice,
     Report,
     Study,
     StudyState,
@@ -36,6 +37,7 @@ class StudyStatus:
     started_at: float
     ended_at: float | None
     output_directory: str
+    late_messages: int = 0
 
 
 def study_to_pb(study: Study, output_directory: str) -> study_pb2.Study:
@@ -49,6 +51,7 @@ def study_to_pb(study: Study, output_directory: str) -> study_pb2.Study:
         counts=study_pb2.TrialCounts(**{name: getattr(study.counts, name) for name in _COUNTS}),
         start_time=convert.timestamp(study.started_at),
         output_directory=output_directory,
+        late_messages=study.late_messages,
     )
     if study.best is not None:
         message.best.CopyFrom(trial_to_pb(study.best))
@@ -70,6 +73,7 @@ def study_from_pb(message: study_pb2.Study) -> StudyStatus:
         started_at=convert.seconds_of(message.start_time),
         ended_at=convert.seconds_of(message.end_time) if message.HasField("end_time") else None,
         output_directory=message.output_directory,
+        late_messages=message.late_messages,
     )
 
 
@@ -114,7 +118,9 @@ def trial_from_pb(message: study_pb2.Trial) -> Trial:
     )
 
 
-def update_to_pb(update: Study | Trial | Report, output_directory: str) -> study_pb2.WatchStudyResponse:
+def update_to_pb(
+    update: Study | Trial | Report | Notice, output_directory: str
+) -> study_pb2.WatchStudyResponse:
     """One message of a watch."""
     match update:
         case Study():
@@ -128,15 +134,19 @@ def update_to_pb(update: Study | Trial | Report, output_directory: str) -> study
                 report=convert.report_to_pb(update),
             )
             return study_pb2.WatchStudyResponse(report=report)
+        case Notice(message, warning):
+            return study_pb2.WatchStudyResponse(notice=study_pb2.Notice(message=message, warning=warning))
 
 
-def update_from_pb(message: study_pb2.WatchStudyResponse) -> StudyStatus | Trial | Report:
+def update_from_pb(message: study_pb2.WatchStudyResponse) -> StudyStatus | Trial | Report | Notice:
     """One message of a watch; a report's sequence number is not part of it and is 0."""
     match message.WhichOneof("kind"):
         case "study":
             return study_from_pb(message.study)
         case "trial":
             return trial_from_pb(message.trial)
+        case "notice":
+            return Notice(message.notice.message, message.notice.warning)
         case "report":
             report = message.report
             return convert.report_from_pb(

@@ -10,6 +10,11 @@ from types import TracebackType
 from typing import Self
 
 from coordinator.errors import UsageError
+from coordinator.kept_logs import LOGS_FOLDER
+
+DATABASE_FILE = "study.db"
+AGENT_FOLDER = "agent"
+"""The state of the private agent, for as long as it lives."""
 
 
 class StudyDirectory:
@@ -30,11 +35,9 @@ class StudyDirectory:
         Raises UsageError where it cannot be written, holds a study, or is used by another coordinator.
         """
         path = Path(path).absolute()
-        made = tuple(folder for folder in (path, *path.parents) if not folder.exists())
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            made = make_folder(path)
         except OSError as error:
-            _remove_empty(made)
             raise UsageError(
                 f"{path}: cannot be made the output directory ({error.strerror}); choose another --output"
             ) from error
@@ -59,21 +62,36 @@ class StudyDirectory:
             raise UsageError(f"{path}: already holds a study; choose another --output, or remove it")
         return directory
 
+    @staticmethod
+    def in_use(path: Path) -> bool:
+        """Whether a coordinator writes to an output directory now."""
+        try:
+            lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            return isinstance(error, BlockingIOError)
+        finally:
+            os.close(lock)
+        return False
+
     @property
     def database(self) -> Path:
         """The store (SQLite)."""
-        return self.path / "study.db"
+        return self.path / DATABASE_FILE
 
     @property
     def logs(self) -> Path:
         """Logs of failed tasks, of the agent, and of the coordinator's own defects."""
-        return self.path / "logs"
+        return self.path / LOGS_FOLDER
 
     def close(self) -> None:
         """Unlocks; folders that ``create`` made and that are still empty are removed again."""
         if self._lock is None:
             return
-        _remove_empty(self._made)
+        remove_empty(self._made)
         os.close(self._lock)
         self._lock = None
 
@@ -86,7 +104,20 @@ class StudyDirectory:
         self.close()
 
 
-def _remove_empty(folders: tuple[Path, ...]) -> None:
+def make_folder(path: Path) -> tuple[Path, ...]:
+    """Makes a folder and those around it where they are missing, all or none; returns them. OSError."""
+    path = path.absolute()
+    made = tuple(folder for folder in (path, *path.parents) if not folder.exists())
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        remove_empty(made)
+        raise
+    return made
+
+
+def remove_empty(folders: tuple[Path, ...]) -> None:
+    """Removes what ``make_folder`` has made, as far as nothing is in it."""
     with contextlib.suppress(OSError):  # not empty, or gone
         for folder in folders:
             folder.rmdir()

@@ -7,8 +7,9 @@ Times are floats in seconds: ``now`` and deadlines on a monotonic clock that is 
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from coordinator.search.space import Space
@@ -64,6 +65,13 @@ class Objective(enum.Enum):
     TRAIN_LOSS = "train_loss"
 
 
+class PlacementRule(enum.Enum):
+    """Over how many hosts the tasks of one trial go."""
+
+    PACK = "pack"
+    SPREAD = "spread"
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class AttemptId:
     """One try at running one trial: ``trial`` and ``attempt`` count from 1.
@@ -90,11 +98,15 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What went wrong: the kind for programs, ``message`` and ``detail`` (log lines) for people."""
+    """What went wrong: the kind for programs, ``message`` and ``detail`` (log lines) for people.
+
+    ``task`` is whose failure it was, None: no single task's; it is a hint, no part of the value.
+    """
 
     kind: FailureKind
     message: str
     detail: str = ""
+    task: TaskId | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,9 +140,24 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class Sources:
+    """What of this machine goes along to the hosts: absolute paths, None: nothing.
+
+    ``module`` is the top-level module that ``code`` must hold, ``runs`` are folders of results, which never
+    go along.
+    """
+
+    code: Path | None = None
+    data: Path | None = None
+    module: str = ""
+    runs: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Training:
     """What every trial of a study has in common; ``settings`` are the keys that a model reads.
 
+    ``code`` and ``data`` are the digests of the bundles that its tasks use, empty: none.
     ``checkpoint_every`` is in global steps, None: never. ``keep_model``: the best trial's model is kept.
     """
 
@@ -144,6 +171,8 @@ class Training:
     sync_backup_workers: int = 0
     checkpoint_every: int | None = None
     keep_model: bool = False
+    code: str = ""
+    data: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +191,7 @@ class StudySpec:
     objective: Objective = Objective.VAL_LOSS
     opt_tolerance: float = 0.0
     narrow_factor: float = 0.5
+    placement: PlacementRule = PlacementRule.PACK
     parallel_trials: int | None = None
     max_attempts: int = 3
     time_budget: float | None = None
@@ -198,6 +228,30 @@ class Report:
     val_loss: float | None
     metrics: Mapping[str, float]
     at: float
+
+
+ReportRow = tuple[int, int, float, float | None, Mapping[str, float], float]
+"""The fields of a Report from ``sequence`` on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reports:
+    """Reports of one task, at least one, in the order of their numbers.
+
+    Rows, since tens of thousands a second may come, of which few are looked at one by one.
+    """
+
+    attempt: AttemptId
+    task: TaskId
+    rows: Sequence[ReportRow]
+
+    def __iter__(self) -> Iterator[Report]:
+        return (Report(self.attempt, self.task, *row) for row in self.rows)
+
+    @property
+    def last(self) -> Report:
+        """The newest one."""
+        return Report(self.attempt, self.task, *self.rows[-1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +305,7 @@ class Study:
 
     ``model_trial`` is the trial whose model is in the output directory, None: there is none;
     ``model_problem`` says why files of the best trial, which left them, are not there.
+    ``late_messages``: how many messages of attempts that were over or superseded were refused.
     """
 
     study_id: str
@@ -264,6 +319,7 @@ class Study:
     ended_at: float | None = None
     model_trial: int | None = None
     model_problem: str = ""
+    late_messages: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,5 +330,5 @@ class Notice:
     warning: bool = False
 
 
-Update = Study | Trial | Report | Notice
+Update = Study | Trial | Reports | Notice
 """What an observer of a study is told: the new state of the thing that changed."""

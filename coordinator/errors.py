@@ -48,6 +48,12 @@ class HostsError(NhopError):
     exit_status = 3
 
 
+class HostLimitError(HostsError):
+    """A host would count as lost before attempts on it have ended for sure."""
+
+    exit_status = 2
+
+
 class StudyFailedError(NhopError):
     """The study could not go on."""
 

@@ -13,9 +13,11 @@ import grpc
 
 from coordinator import convert
 from coordinator import events as ev
-from coordinator.agent_link import AgentLink, HostUnreachableError
-from coordinator.domain import AttemptId, Report, StudySpec
+from coordinator.agent_link import AgentLink
+from coordinator.domain import AttemptId, Reports, StudySpec
 from coordinator.errors import StudyFailedError
+from coordinator.link_errors import HostUnreachableError
+from coordinator.room import Room
 from nhop.v1 import agent_pb2
 
 _log = logging.getLogger(__name__)
@@ -25,26 +27,30 @@ Source = tuple[AttemptId, str]
 AGENT = "agent"
 """The source of what an agent itself says of an attempt."""
 
-UNCOMMITTED_BATCHES = 4
-"""Batches of a stream that may wait for their commit; then the stream is not read on."""
-
 PAUSES = (0.05, 2.0)
 """Seconds until a broken stream is tried again: at first, and at most (doubled each time)."""
 
 STRANGE_FAILURES = 10
-"""Failures in a row that are not UNAVAILABLE, without an event between them, that end the study."""
+"""Failures in a row that are not UNAVAILABLE, without an event between them, that end the study.
+
+They take longer than a heartbeat, which tells whether an agent is there at all.
+"""
 
 CLOSE_LIMIT = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one message brought; ``positions`` is to be acknowledged when all of it is committed."""
+    """What one message brought; ``positions`` is to be acknowledged when all of it is committed.
+
+    ``size`` is the room that it takes until then.
+    """
 
     stream: EventStream
-    reports: tuple[Report, ...]
+    reports: tuple[Reports, ...]
     events: tuple[ev.AttemptEvent, ...]
     positions: Mapping[Source, int]
+    size: int
 
     @property
     def ended(self) -> frozenset[AttemptId]:
@@ -53,9 +59,15 @@ class Batch:
 
 
 class EventStream:
-    """Follows one study on one agent until cancelled; hands each new event over once and in order."""
+    """Follows one study on one agent until cancelled; hands each new event over once and in order.
 
-    def __init__(self, link: AgentLink, spec: StudySpec, deliver: Callable[[Batch], None]) -> None:
+    Events take ``room`` when they come, and the stream is not read on while there is none; whoever
+    they are handed to gives it back.
+    """
+
+    def __init__(
+        self, link: AgentLink, spec: StudySpec, deliver: Callable[[Batch], None], room: Room
+    ) -> None:
         self.link = link
         self._study_id = spec.study_id
         self._run_id = spec.run_id or spec.study_id
@@ -65,7 +77,7 @@ class EventStream:
         self._unsent: dict[Source, int] = {}
         self._wake = asyncio.Event()
         self._closing = False
-        self._room = asyncio.Semaphore(UNCOMMITTED_BATCHES)
+        self._room = room
 
     async def run(self) -> None:
         """Reads until ``finish``; raises StudyFailedError where the agent cannot be understood."""
@@ -79,12 +91,9 @@ class EventStream:
             if self._received != before:
                 pause, failures = first, 0
             if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
-                failures += 1
-                hopeless = (
-                    grpc.StatusCode.ABORTED,
-                    grpc.StatusCode.INVALID_ARGUMENT,
-                    grpc.StatusCode.UNIMPLEMENTED,
-                )
+                # Where heartbeats fail as well it is no agent that answers: that is a lost host.
+                failures = failures + 1 if self.link.answers else 0
+                hopeless = (grpc.StatusCode.ABORTED, grpc.StatusCode.INVALID_ARGUMENT)
                 if error.code() in hopeless or failures >= STRANGE_FAILURES:
                     raise StudyFailedError(
                         f"{self.link.name}: the event stream failed: {error.details()} ({error.code().name})"
@@ -103,10 +112,6 @@ class EventStream:
                 for source in [source for source in table if source[0] in ended]:
                     del table[source]
         self._wake.set()
-
-    def release(self) -> None:
-        """One batch is through: there is room for another."""
-        self._room.release()
 
     def finish(self) -> None:
         """Sends what is to be acknowledged; ``run`` returns once the agent has taken it."""
@@ -170,13 +175,33 @@ class EventStream:
                 return
 
     async def _take(self, response: agent_pb2.StreamEventsResponse) -> None:
-        await self._room.acquire()  # first: what is noted as received is handed over in any case
-        fresh: list[agent_pb2.Event] = []
+        size = len(response.events)
+        await self._room.take(size)  # first: what is noted as received is handed over in any case
+        reports: list[Reports] = []
+        events: list[ev.AttemptEvent] = []
         positions: dict[Source, int] = {}
-        for message in response.events:
-            source = (convert.attempt_from_agent(self._study_id, message.attempt), message.source)
-            known = self._received.get(source, 0)
-            positions[source] = max(known, message.sequence)
+        try:
+            for attempt, name, messages in convert.by_source(self._study_id, response.events):
+                source = (attempt, name)
+                fresh = self._fresh(source, messages)
+                positions[source] = self._received[source]
+                said, happened = convert.events_from_pb(self.link.name, attempt, name, fresh)
+                if said is not None:
+                    reports.append(said)
+                events += happened
+        except convert.ProtocolError as error:
+            raise StudyFailedError(f"{self.link.name}: {error}") from error
+        self._deliver(Batch(self, tuple(reports), tuple(events), positions, size))
+
+    def _fresh(self, source: Source, messages: list[agent_pb2.Event]) -> list[agent_pb2.Event]:
+        """Those that are new, which then count as received."""
+        known = self._received.get(source, 0)
+        numbers = [message.sequence for message in messages]
+        if numbers == list(range(known + 1, known + 1 + len(numbers))):
+            self._received[source] = numbers[-1]
+            return messages
+        fresh: list[agent_pb2.Event] = []
+        for message in messages:
             if message.sequence <= known:
                 continue
             if message.sequence != known + 1:
@@ -184,13 +209,10 @@ class EventStream:
                     "%s: event %d of %s %s came after %d: the agent has lost events",
                     *(self.link.name, message.sequence, *source, known),
                 )
-            self._received[source] = message.sequence
+            known = message.sequence
             fresh.append(message)
-        try:
-            reports, events = convert.events_from_pb(self.link.name, self._study_id, fresh)
-        except convert.ProtocolError as error:
-            raise StudyFailedError(f"{self.link.name}: {error}") from error
-        self._deliver(Batch(self, tuple(reports), tuple(events), positions))
+        self._received[source] = known
+        return fresh
 
 
 def _positions(table: Mapping[Source, int]) -> list[agent_pb2.Position]:

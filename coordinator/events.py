@@ -45,6 +45,21 @@ class ShareChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class HostJoined:
+    """A host may be used, with so many slots: a new one, one that left, or one whose slots have changed."""
+
+    host: str
+    slots: int
+
+
+@dataclass(frozen=True, slots=True)
+class HostLeft:
+    """A host is not wanted any more: what runs there may end, nothing new is placed."""
+
+    host: str
+
+
+@dataclass(frozen=True, slots=True)
 class HostLost:
     """A host has been out of reach for too long."""
 
@@ -55,6 +70,13 @@ class HostLost:
 @dataclass(frozen=True, slots=True)
 class HostFound:
     """A lost host answers again."""
+
+    host: str
+
+
+@dataclass(frozen=True, slots=True)
+class HostAwaited:
+    """A host is about to be given what the study needs; HostHeard or HostLost says when that is over."""
 
     host: str
 
@@ -216,9 +238,10 @@ class TimeBudgetTimer:
 
 @dataclass(frozen=True, slots=True)
 class BackOffTimer:
-    """A host that refused may be asked again."""
+    """A host that refused may be asked again: its ``pause``-th time of being left alone is over."""
 
     host: str
+    pause: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +276,9 @@ class TimerFired:
     timer: Timer
 
 
-HostEvent = HostLost | HostFound | HostSilent | HostHeard | HostRestarted
+HostEvent = (
+    HostJoined | HostLeft | HostLost | HostFound | HostAwaited | HostSilent | HostHeard | HostRestarted
+)
 FileEvent = CheckpointFetched | ModelPublished
 StudyEvent = (
     StudyBegun

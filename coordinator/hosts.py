@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 
 from coordinator.domain import Cluster
 from coordinator.errors import HostsError, UsageError
+from coordinator.wording import some
 
 DEFAULT_PORT = 7001
+LONGEST = 86_400.0
+"""Seconds, of any limit of a HostPolicy."""
+
+LONGEST_NAME = 253
+_LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-NEEDS_TLS = (
-    "only loopback addresses and unix: sockets can be used: other hosts need TLS, which this version does "
-    "not have. An SSH tunnel to a loopback port is a way until then"
-)
+NEEDS_TLS = "only loopback addresses and unix: sockets can be used without TLS, which is not there yet"
+OR_INSECURE = "In a network where you trust every machine add --insecure, here and to its nhop-agent"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,31 +39,84 @@ class AgentAddress:
 
 
 @dataclass(frozen=True, slots=True)
+class HostPolicy:
+    """How a coordinator treats the hosts that it was given; times in seconds.
+
+    ``wait``: how long a host that does not answer at the start is waited for; ``fewest``: go on with so
+    many, and use the others once they answer. After ``lost`` without an answer a host is lost.
+    ``path`` is the hosts file, which is read again on SIGHUP; ``insecure`` as for ``parse_hosts``.
+    """
+
+    wait: float = 60.0
+    fewest: int | None = None
+    lost: float = 90.0
+    path: Path | None = None
+    insecure: bool = False
+
+    def check(self, agents: Sequence[AgentAddress] | None) -> None:
+        """Raises UsageError where it fits no hosts, or not these; None: this machine alone is used."""
+        for option, seconds in (("--wait-hosts", self.wait), ("--host-limit", self.lost)):
+            if not 0 <= seconds <= LONGEST:  # which no NaN is
+                raise UsageError(f"{option} {seconds:g}: must be from 0 to {LONGEST:g} seconds")
+        if agents is None:
+            if self.fewest is not None or self.insecure:
+                raise UsageError(f"{'--insecure' if self.fewest is None else '--min-hosts'} is for --hosts")
+        elif self.fewest is not None and not 1 <= self.fewest <= len(agents):
+            why = f"{self.path or 'hosts'} lists {len(agents)}" if self.fewest > 0 else "must be at least 1"
+            raise UsageError(f"--min-hosts {self.fewest}: {why}")
+
+
+def read_hosts(path: Path, *, insecure: bool = False) -> tuple[AgentAddress, ...]:
+    """Reads a hosts file; raises UsageError where it cannot be read, or as ``parse_hosts``."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise UsageError(f"{path}: is not UTF-8 text") from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise UsageError(f"{path}: the hosts file cannot be read: {reason}") from None
+    return parse_hosts(text, str(path), insecure=insecure)
+
+
+@dataclass(frozen=True, slots=True)
 class Inventory:
     """What an agent says that its host has; ``incarnation`` changes at every start of the agent.
 
-    ``quarantined`` names the GPUs that it does not lease now, and why.
+    ``quarantined`` names the GPUs that it does not lease now, and why. ``uptime`` is the agent's, in
+    seconds; ``free_disk`` in bytes, of its state directory; ``clock_offset`` how many seconds its wall
+    clock is ahead of ours; ``ports`` the first and last that tasks may listen on, at ``task_address``.
     """
 
     slots: int
     gpus: int
     incarnation: str
     quarantined: tuple[str, ...] = ()
+    uptime: float = 0.0
+    nhop_version: str = ""
+    tensorflow_version: str = ""
+    python_version: str = ""
+    cpu_cores: int = 0
+    free_disk: int = 0
+    clock_offset: float = 0.0
+    task_address: str = ""
+    ports: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Usable:
-    """What studies may use of a host; ``quarantined`` as in Inventory."""
+    """What studies may use of a host; ``quarantined`` and ``ports`` as in Inventory."""
 
     slots: int
     gpus: int = 0
     quarantined: tuple[str, ...] = ()
+    ports: tuple[int, int] = (0, 0)
 
 
-def parse_hosts(text: str, source: str) -> tuple[AgentAddress, ...]:
+def parse_hosts(text: str, source: str, *, insecure: bool = False) -> tuple[AgentAddress, ...]:
     """Reads a hosts file: ``host[:port] [slots=N] [gpus=N]`` or ``unix:/path`` a line, ``#`` comments.
 
-    Raises UsageError with all problems at once, each with its line.
+    ``insecure``: hosts other than this machine may be named. Raises UsageError with all problems at
+    once, each with its line.
     """
     addresses: list[AgentAddress] = []
     problems: list[str] = []
@@ -67,7 +126,7 @@ def parse_hosts(text: str, source: str) -> tuple[AgentAddress, ...]:
         if not words:
             continue
         try:
-            address = _parse_line(words)
+            address = _parse_line(words, insecure=insecure)
         except ValueError as error:
             problems.append(f"{source}:{number}: {error}")
             continue
@@ -83,27 +142,61 @@ def parse_hosts(text: str, source: str) -> tuple[AgentAddress, ...]:
     return tuple(addresses)
 
 
-def parse_address(text: str) -> str:
+class NotLocalError(ValueError):
+    """The address is not on this machine, which needs TLS."""
+
+
+def parse_address(text: str, *, insecure: bool = False) -> str:
     """The gRPC target of ``host[:port]`` (IPv6 in brackets) or ``unix:/path``.
 
-    Raises ValueError for anything else, and for hosts that are not this machine.
+    Raises ValueError for anything else, NotLocalError for hosts that are not this machine unless
+    ``insecure``.
     """
     if text.startswith("unix:"):
         if not text.removeprefix("unix:"):
             raise ValueError(f"{text!r} has no path; write unix:/path/to/socket")
         return text
-    match = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]]+)(?::(.*))?", text)
+    match = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]]+)(?::([^:]*))?", text)
     if match is None:
         raise ValueError(f"{text!r} is not host[:port]; an IPv6 address is written in brackets: [::1]:7001")
     host, port = match[1], match[2] if match[2] is not None else str(DEFAULT_PORT)
     if not re.fullmatch(r"[0-9]{1,5}", port) or not 1 <= int(port) <= 65535:
         raise ValueError(f"the port of {text!r} must be a number from 1 to 65535")
-    if host.strip("[]").lower() not in LOOPBACK:
-        raise ValueError(f"{host}: {NEEDS_TLS}")
+    bare = host.strip("[]")
+    if bare.lower() not in LOOPBACK:
+        if not insecure:
+            raise NotLocalError(f"{host}: {NEEDS_TLS}")
+        _check_host(bare)
+    if host != bare and ":" not in bare:
+        raise ValueError(f"{host}: brackets are for IPv6 addresses; write {bare}")
     return f"{host}:{int(port)}"
 
 
-def _parse_line(words: Sequence[str]) -> AgentAddress:
+def is_local(target: str) -> bool:
+    """Whether a target is on this machine, as far as its text tells."""
+    return target.startswith("unix:") or target.rpartition(":")[0].strip("[]").lower() in LOOPBACK
+
+
+def is_name(target: str) -> bool:
+    """Whether a target has to be looked up by its name."""
+    host = target.rpartition(":")[0]
+    return not is_local(target) and not host.startswith("[") and not re.fullmatch(r"[0-9.]+", host)
+
+
+def _check_host(host: str) -> None:
+    """Raises ValueError for what can be no host's name or address."""
+    if ":" in host or re.fullmatch(r"[0-9.]+", host):
+        try:
+            address = ipaddress.ip_address(host)
+        except ValueError:
+            raise ValueError(f"{host} is not an IP address") from None
+        if address.is_unspecified or address.is_multicast:
+            raise ValueError(f"{host} is no host's address: name the one at which its agent listens")
+    elif len(host) > LONGEST_NAME or not all(map(_LABEL.fullmatch, host.removesuffix(".").split("."))):
+        raise ValueError(f"{host!r} is neither the name nor the address of a host")
+
+
+def _parse_line(words: Sequence[str], *, insecure: bool) -> AgentAddress:
     options: dict[str, int] = {}
     for word in words[1:]:
         key, _, value = word.partition("=")
@@ -115,17 +208,40 @@ def _parse_line(words: Sequence[str]) -> AgentAddress:
         if not re.fullmatch(r"[0-9]{1,6}", value) or int(value) < least:
             raise ValueError(f"{key} must be a whole number, at least {least}, not {value!r}")
         options[key] = int(value)
-    return AgentAddress(parse_address(words[0]), options.get("slots"), options.get("gpus"))
+    try:
+        target = parse_address(words[0], insecure=insecure)
+    except NotLocalError as error:
+        raise ValueError(f"{error}. {OR_INSECURE}") from None
+    return AgentAddress(target, options.get("slots"), options.get("gpus"))
 
 
 def _same(target: str) -> str:
-    """One spelling for all names of the same agent."""
+    """One spelling for all names of the same agent, as far as they tell."""
+    if target.startswith("unix:"):
+        return target
     host, _, port = target.rpartition(":")
-    return target if target.startswith("unix:") else f"{LOOPBACK[0] if _is_ipv4(host) else host}:{port}"
+    host = host.lower().removesuffix(".")
+    if host == LOOPBACK[0]:
+        host = LOOPBACK[1]
+    elif host.startswith("["):
+        host = ipaddress.ip_address(host.strip("[]")).compressed
+    return f"{host}:{port}"
 
 
-def _is_ipv4(host: str) -> bool:
-    return host.lower() in ("localhost", "127.0.0.1")
+def asks_too_much(address: AgentAddress, inventory: Inventory) -> tuple[str, ...]:
+    """What the hosts file asks of a host beyond what there is."""
+    problems = []
+    if address.slots is not None and address.slots > inventory.slots:
+        problems.append(
+            f"{address.name}: slots={address.slots}, but its agent has {inventory.slots}; "
+            f"lower it, or start the agent with --slots {address.slots}"
+        )
+    if address.gpus is not None and address.gpus > inventory.gpus:
+        problems.append(
+            f"{address.name}: gpus={address.gpus}, but its agent has {inventory.gpus}; "
+            "lower it, or see what nvidia-smi says there, and start its agent again"
+        )
+    return tuple(problems)
 
 
 def usable(inventories: Mapping[AgentAddress, Inventory]) -> dict[str, Usable]:
@@ -133,15 +249,7 @@ def usable(inventories: Mapping[AgentAddress, Inventory]) -> dict[str, Usable]:
 
     Raises HostsError where the hosts file asks for more than there is, or names an agent twice.
     """
-    problems = []
-    for address, inventory in inventories.items():
-        if address.slots is not None and address.slots > inventory.slots:
-            problems.append(
-                f"{address.name}: slots={address.slots}, but its agent has {inventory.slots}; "
-                f"lower it, or start the agent with --slots {address.slots}"
-            )
-        if address.gpus is not None and address.gpus > inventory.gpus:
-            problems.append(f"{address.name}: gpus={address.gpus}, but its agent has {inventory.gpus}")
+    problems = [problem for a, i in inventories.items() for problem in asks_too_much(a, i)]
     names: dict[str, str] = {}
     for address, inventory in inventories.items():
         first = names.setdefault(inventory.incarnation, address.name)
@@ -151,7 +259,10 @@ def usable(inventories: Mapping[AgentAddress, Inventory]) -> dict[str, Usable]:
         raise HostsError("\n".join(problems))
     return {
         a.name: Usable(
-            i.slots if a.slots is None else a.slots, i.gpus if a.gpus is None else a.gpus, i.quarantined
+            i.slots if a.slots is None else a.slots,
+            i.gpus if a.gpus is None else a.gpus,
+            i.quarantined,
+            i.ports,
         )
         for a, i in inventories.items()
     }
@@ -160,17 +271,15 @@ def usable(inventories: Mapping[AgentAddress, Inventory]) -> dict[str, Usable]:
 def usable_slots(hosts: Mapping[str, Usable], cluster: Cluster) -> dict[str, int]:
     """Slots of each host for workers of such trials: no more than its GPUs carry, if they need any.
 
-    Raises HostsError where the GPUs are too few for a trial.
+    Raises HostsError where the GPUs or the ports are too few for a trial.
     """
     slots = {name: host.slots for name, host in hosts.items()}
-    if not cluster.gpus_per_worker:
-        return slots
-    carried = {
-        name: min(host.slots, workers_on(host.gpus, cluster.gpus_per_worker)) for name, host in hosts.items()
-    }
+    if cluster.ps:
+        _check_ports(hosts, cluster)
+    carried = {name: slots_for(host, cluster) for name, host in hosts.items()}
     if sum(carried.values()) < cluster.workers <= sum(slots.values()):
         wanted = f"gpus_per_worker is {cluster.gpus_per_worker:.3g}"
-        listed = ", ".join(f"{name}: {host.gpus}" for name, host in hosts.items())
+        listed = some(f"{name}: {host.gpus}" for name, host in hosts.items())
         if not any(host.gpus for host in hosts.values()):
             raise HostsError(
                 f"{wanted}, but the hosts have no GPU ({listed}). Leave num_gpus and gpus_per_worker out to "
@@ -182,6 +291,27 @@ def usable_slots(hosts: Mapping[str, Usable], cluster: Cluster) -> dict[str, int
             f"{cluster.workers} workers of a trial. Lower cluster.workers or gpus_per_worker, or add hosts."
         )
     return carried
+
+
+def slots_for(host: Usable, cluster: Cluster) -> int:
+    """Slots of a host for workers of such trials: no more than its GPUs carry, if they need any."""
+    if not cluster.gpus_per_worker:
+        return host.slots
+    return min(host.slots, workers_on(host.gpus, cluster.gpus_per_worker))
+
+
+def _check_ports(hosts: Mapping[str, Usable], cluster: Cluster) -> None:
+    tasks = cluster.ps + cluster.workers
+    ranges = {name: host.ports for name, host in hosts.items() if host.ports[0]}
+    ports = sum(last - first + 1 for first, last in ranges.values())
+    if len(ranges) < len(hosts) or ports >= tasks:
+        return
+    listed = some(f"{name}: {first}-{last}" for name, (first, last) in ranges.items())
+    raise HostsError(
+        f"a trial has {tasks} tasks (cluster: {cluster.ps} ps, {cluster.workers} workers), each with a port "
+        f"of its own, but the hosts have {ports} ports for tasks in all ({listed}). Start the agents with a "
+        "larger --port-range, or lower cluster.workers."
+    )
 
 
 def workers_on(gpus: int, gpus_per_worker: float) -> int:

@@ -15,7 +15,7 @@ from nhop_models.contract import TaskId
 class PrepareAttempt:
     """Lease slots and, where ``ports``, a port for each of these tasks on this host.
 
-    ``restores``: it will be given a checkpoint before it is started, which takes its time.
+    ``restores``: hosts of it are given files before it is started, which takes its time.
     """
 
     attempt: AttemptId
@@ -94,6 +94,13 @@ class DropArtifacts:
 
 
 @dataclass(frozen=True, slots=True)
+class ForgetHost:
+    """Nothing of the study is left on this host, which has left."""
+
+    host: str
+
+
+@dataclass(frozen=True, slots=True)
 class SetTimer:
     """Say TimerFired at ``at`` on the machine's clock."""
 
@@ -139,4 +146,4 @@ class Tell:
 
 Command = PrepareAttempt | StartAttempt | StopAttempt | CheckAttempt
 FileWork = FetchArtifacts | FetchCheckpoint | PublishModel | DropArtifacts
-Instruction = Command | FileWork | SetTimer | Save | Tell
+Instruction = Command | FileWork | ForgetHost | SetTimer | Save | Tell

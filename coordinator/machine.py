@@ -7,6 +7,7 @@ do not allow raises and changes nothing.
 
 from __future__ import annotations
 
+import random
 from collections import deque
 from collections.abc import Iterator, Mapping
 
@@ -41,12 +42,18 @@ from coordinator.transitions import STUDY, AttemptState, IllegalTransitionError,
 from coordinator.trials import LiveTrial, trial_seed
 from nhop_models.contract import TaskId, TaskRole
 
+PREPARING_AT_ONCE = 16
+"""Attempts that may be waiting for their hosts' leases. With a thousand hosts, as many commands at once
+would take so long to leave, and their answers to be heard, that everything else would be late. With 64
+the most trials a second are up to a third more, and slow answers take two to three times as long."""
+
 
 class StudyMachine:
     """One study. ``slots`` maps each host to its slots, in the order of the hosts file.
 
     ``now`` is a monotonic clock in seconds, ``started_at`` the same moment in seconds since the
-    epoch.
+    epoch. ``rng`` spreads when refusing hosts are asked again; None: seeded by the id of the run,
+    which no two coordinators share.
     """
 
     def __init__(
@@ -57,20 +64,24 @@ class StudyMachine:
         now: float,
         started_at: float,
         propose: Propose = random_search.propose,
+        rng: random.Random | None = None,
     ) -> None:
         self.spec = spec
         self.state = StudyState.RUNNING
         self._progress = Progress(spec, propose)
-        self._availability = Availability(slots, spec.cluster)
+        rng = rng or random.Random(spec.run_id or spec.study_id)  # noqa: S311 - keeps no secret
+        self._availability = Availability(slots, spec.cluster, spec.placement, rng)
         self._capacity = self._availability.capacity
         self._keeping = Keeping(spec)
         self._started_now, self._started_at = now, started_at
         self._ended_at: float | None = None
         self._waiting: deque[LiveTrial] = deque()
         self._live: dict[AttemptId, LiveTrial] = {}
+        self._preparing: list[Attempt] = []
         self._goal = StudyState.COMPLETED
         self._reason = ""
         self._shown: Study | None = None
+        self.late_messages = 0
 
     # --- what others see ----------------------------------------------------------------------
 
@@ -88,6 +99,7 @@ class StudyMachine:
             ended_at=self._ended_at,
             model_trial=self._keeping.model_trial,
             model_problem=self._keeping.problem,
+            late_messages=self.late_messages,
         )
 
     def trials(self) -> tuple[Trial, ...]:
@@ -97,6 +109,15 @@ class StudyMachine:
     def is_live(self, attempt: AttemptId) -> bool:
         """Whether messages of this attempt still count."""
         return attempt in self._live
+
+    def place(self, trial: int, task: TaskId) -> tuple[AttemptId, str] | None:
+        """The live attempt of a trial once all its tasks are leased, and the host of one of them."""
+        trials = self._progress.trials
+        attempt = trials[trial - 1].attempt if trial <= len(trials) else None
+        if attempt is None or attempt.id not in self._live or attempt.state is AttemptState.PREPARING:
+            return None
+        host = attempt.host_of(task)
+        return None if host is None else (attempt.id, host)
 
     # --- the way in ---------------------------------------------------------------------------
 
@@ -127,7 +148,7 @@ class StudyMachine:
             if self.spec.time_budget is not None:
                 yield SetTimer(ev.TimeBudgetTimer(), now + self.spec.time_budget)
             return
-        if self.state.ended:
+        if self.state.ended or self._is_foreign(event):
             return
         match event:
             case ev.StopRequested(reason):
@@ -138,14 +159,20 @@ class StudyMachine:
                 self._capacity.share, self._capacity.crowded = slots, crowded
             case ev.SlotsReleased(host):
                 self._capacity.reopen(host)
+            case ev.HostJoined(host, slots):
+                yield from self._availability.joined(host, slots, now)
+            case ev.HostLeft(host):
+                yield from self._availability.left(host, now)
             case ev.HostLost(host, reason):
                 yield from self._host_lost(host, reason, now)
             case ev.HostFound(host):
                 yield from self._availability.found(host, now)
+            case ev.HostAwaited(host):
+                self._capacity.expect(host)
             case ev.HostSilent(host):
                 self._capacity.set_silent(host, silent=True)
             case ev.HostHeard(host):
-                self._capacity.set_silent(host, silent=False)
+                yield from self._availability.heard(host)
             case ev.HostRestarted(host):
                 yield from self._host_restarted(host)
             case ev.CheckpointFetched(attempt):
@@ -157,13 +184,21 @@ class StudyMachine:
             case ev.TimerFired(timer):
                 yield from self._timer(timer, now)
 
+    def _is_foreign(self, event: ev.StudyEvent) -> bool:
+        """Whether an event is of a host that left before this study came: others still have to do with it."""
+        about = (
+            *(ev.HostLost, ev.HostFound, ev.HostAwaited, ev.HostSilent, ev.HostHeard, ev.HostRestarted),
+            ev.SlotsReleased,
+        )
+        return isinstance(event, about) and not self._capacity.knows(event.host)
+
     def _timer(self, timer: ev.Timer, now: float) -> Iterator[Instruction]:
         match timer:
             case ev.TimeBudgetTimer():
                 reason = f"the time budget of {self.spec.time_budget:g} s is used up"
                 yield from self._stop(StudyState.COMPLETED, reason, now)
-            case ev.BackOffTimer(host):
-                self._capacity.reopen(host)
+            case ev.BackOffTimer(host, pause):
+                self._capacity.reopen(host, pause)
             case ev.StopTimer(identity, host):
                 yield from self._stop_overdue(identity, host, now)
             case ev.HostsGoneTimer():
@@ -179,6 +214,7 @@ class StudyMachine:
         trial = self._live.get(event.attempt)
         if trial is None or trial.attempt is None:
             if self._availability.leftover_gone(event):
+                yield from self._availability.forget(event.host)
                 return
             raise LateEventError(f"{event.attempt} is over or unknown: {type(event).__name__} refused")
         attempt = trial.attempt
@@ -187,12 +223,11 @@ class StudyMachine:
             yield from attempt.handle(event, now)
         except LateEventError:
             if self._availability.leftover_gone(event):
+                yield from self._availability.forget(event.host)
                 return
             raise
         if isinstance(event, ev.PrepareRefused | ev.PrepareFailed):
             yield from self._availability.back_off(event, now)
-        elif isinstance(event, ev.PrepareSucceeded):
-            self._capacity.accept(event.host)
         elif isinstance(event, ev.CheckpointSaved) and self.state is StudyState.RUNNING:
             yield from self._keeping.checkpoint_saved(trial, event)
         elif isinstance(event, ev.TaskEnded) and event.task == CHIEF:
@@ -208,6 +243,7 @@ class StudyMachine:
         attempt = Attempt(identity, placement, self.spec.limits, now)
         trial.attempt, trial.hosts = attempt, attempt.hosts
         self._live[identity] = trial
+        self._preparing.append(attempt)
         self._capacity.hold(identity, placement)
         self._progress.tally.move(trial, TrialState.RUNNING)
         yield Save(trial.snapshot())
@@ -217,7 +253,7 @@ class StudyMachine:
             yield PrepareAttempt(identity, host, tasks, ports, restores=trial.checkpoint is not None)
 
     def _start(self, trial: LiveTrial, attempt: Attempt) -> Iterator[Instruction]:
-        self._availability.room_found()
+        self._availability.room_found(attempt)
         cluster = self.spec.cluster
         ps = _addresses(attempt, TaskRole.PS, cluster.ps)
         workers = _addresses(attempt, TaskRole.WORKER, cluster.workers) if cluster.ps else ()
@@ -344,13 +380,14 @@ class StudyMachine:
         if progress.goal_reached and progress.best is not None:
             reason = f"trial {progress.best.number} reached opt_tolerance {self.spec.opt_tolerance:g}"
             yield from self._stop(StudyState.COMPLETED, reason, now)
-        elif progress.hopeless and progress.first_failure is not None:
-            reason = f"the model or its data failed the first trials: {progress.first_failure.message}"
+        elif (failure := progress.hopeless) is not None:
+            reason = f"the model or its data failed the first trials: {failure.message}"
             yield from self._stop(StudyState.FAILED, reason, now)
 
     def _fill(self, now: float) -> Iterator[Instruction]:
-        progress, parallel = self._progress, self.spec.parallel_trials
-        while parallel is None or progress.tally[TrialState.RUNNING] < parallel:
+        progress = self._progress
+        self._preparing = [a for a in self._preparing if a.state is AttemptState.PREPARING]
+        while self._may_launch:
             # A new attempt waits for the checkpoint from which it shall go on.
             waiting = next((trial for trial in self._waiting if trial.checkpoint_wanted is None), None)
             if waiting is None and progress.stage.exhausted:
@@ -362,6 +399,13 @@ class StudyMachine:
                 self._waiting.remove(waiting)
             trial = waiting or progress.propose()
             yield from self._launch(trial, placement, now)
+
+    @property
+    def _may_launch(self) -> bool:
+        parallel = self.spec.parallel_trials
+        return len(self._preparing) < PREPARING_AT_ONCE and (
+            parallel is None or self._progress.tally[TrialState.RUNNING] < parallel
+        )
 
     def _end_stage(self, now: float) -> Iterator[Instruction]:
         yield Save(self._progress.end_stage())

@@ -2,45 +2,81 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
+from coordinator.bundles import pack
 from coordinator.config import StudyConfig
 from coordinator.config.models import SHIPPED
 from coordinator.directory import StudyDirectory
-from coordinator.hosts import AgentAddress, Usable, usable_slots
+from coordinator.fleet import Fleet
+from coordinator.hosts import AgentAddress, HostPolicy, Usable, usable_slots
+from coordinator.naming import new_study_id
+from coordinator.placement import check_cluster
+from coordinator.preflight import Preflight
 from coordinator.private_agent import usable_cores
-from coordinator.runtime import THIS_MACHINE, check_cluster, close_links, connect
+from coordinator.remote import Place, RemoteFolder
+from coordinator.runtime import THIS_MACHINE
 from coordinator.search.space import Choice, Dimension, Layers
 
+STUDY_ID = "<study-id>"
+"""In the place of the id, which a study has once it runs."""
 
-async def show_plan(config: StudyConfig, agents: Sequence[AgentAddress] | None, output: Path | None) -> None:
-    """Prints stages, tasks, space and hosts.
 
-    Raises UsageError where ``output`` cannot be used, HostsError where the hosts cannot be
-    reached or could never hold a trial.
+async def show_plan(
+    config: StudyConfig,
+    agents: Sequence[AgentAddress] | None,
+    output: str | Path | None,
+    policy: HostPolicy | None = None,
+    show: Callable[[Preflight], None] | None = None,
+) -> None:
+    """Prints stages, tasks, space and hosts; ``show`` is given what was found of the agents.
+
+    Raises UsageError where ``output`` cannot be used, or code or data cannot be packed for the hosts,
+    HostsError where the hosts cannot be reached or could never hold a trial.
     """
-    if output is not None:
-        StudyDirectory.create(output).close()
-    hosts = await _hosts(config, agents)
-    for line in _describe(config, hosts, agents is None, output):
+    place = Place.of(output, config.keys.train_log_dir, STUDY_ID)
+    if place.url is not None:
+        remote = RemoteFolder(place.url, STUDY_ID)
+        if output is not None:
+            await remote.check()
+    StudyDirectory.create(Place.of(output, config.keys.train_log_dir, new_study_id()).folder).close()
+    excluded = () if place.url is not None or output is None else (place.folder,)
+    with await pack(config.sources, *excluded) as bundles:
+        sent = [f"sent       {bundle.name} {bundle.describe()}" for bundle in bundles]
+    sent += [f"           {note}" for note in bundles.notes]
+    hosts = await _hosts(config, agents, replace(policy or HostPolicy(), wait=0.0), show)
+    for line in _describe(config, hosts, agents is None, place, sent):
         click.echo(line)
 
 
-async def _hosts(config: StudyConfig, agents: Sequence[AgentAddress] | None) -> Mapping[str, Usable]:
+async def _hosts(
+    config: StudyConfig,
+    agents: Sequence[AgentAddress] | None,
+    policy: HostPolicy,
+    show: Callable[[Preflight], None] | None,
+) -> Mapping[str, Usable]:
     if agents is None:
         slots = config.keys.slots or max(usable_cores(), config.cluster.workers)
         check_cluster({THIS_MACHINE: slots}, config.cluster)
         return {THIS_MACHINE: Usable(slots)}
-    links, hosts = await connect(agents, config.cluster)
-    await close_links(list(links.values()))
-    return hosts
+    fleet = Fleet(agents, policy, lambda notice: click.echo(notice.message))
+    try:
+        await fleet.open(config.cluster, show)
+    finally:
+        await fleet.close()
+    return fleet.hosts
 
 
 def _describe(
-    config: StudyConfig, hosts: Mapping[str, Usable], private: bool, output: Path | None
+    config: StudyConfig,
+    hosts: Mapping[str, Usable],
+    private: bool,
+    place: Place,
+    sent: Sequence[str],
 ) -> list[str]:
     cluster = config.cluster
     tasks = f"{cluster.ps} PS + {cluster.workers} workers" if cluster.ps else "one process"
@@ -52,6 +88,7 @@ def _describe(
         f"data       {config.keys.load_data_dir or 'synthetic'}"
         if config.keys.nn_model in SHIPPED
         else f"data       from {config.keys.nn_model}",
+        *sent,
         *(
             f"stage {place}    {stage.opt_epoch} trials of {stage.train_epoch} steps"
             + ("" if place == 1 else ", around the best point so far")
@@ -64,13 +101,15 @@ def _describe(
     # The GPUs of this machine are not known: its agent, which is not there yet, finds them.
     unknown = private and cluster.gpus_per_worker > 0
     slots = {name: host.slots for name, host in hosts.items()} if unknown else usable_slots(hosts, cluster)
-    at_once = sum(number // cluster.workers for number in slots.values()) or 1
+    at_once = sum(slots.values()) // cluster.workers or 1
     at_once = min(at_once, config.keys.parallel_trials or at_once)
-    for name, host in hosts.items():
-        lines += [f"host       {name}: {host.slots} slots{_gpus(host, unknown)}"]
+    if private:
+        lines += [f"host       {n}: {host.slots} slots{_gpus(host, unknown)}" for n, host in hosts.items()]
+    for host in hosts.values():
         lines += [f"           {why} (not leased now)" for why in host.quarantined]
     lines += [f"at once    {'up to ' * unknown}{at_once} trial{'s'[: at_once != 1]}"]
-    lines += [f"results    {output or Path(config.keys.train_log_dir) / '<study-id>'}"]
+    lines += [f"results    {place.folder}"]
+    lines += [f"           copied to {place.url} at the end"] if place.url is not None else []
     return lines
 
 

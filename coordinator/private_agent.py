@@ -7,14 +7,15 @@ import contextlib
 import os
 import shutil
 import sys
-import tempfile
 from collections import deque
 from pathlib import Path
 
 import coordinator
-from coordinator.agent_link import AgentLink, HostUnreachableError
+from coordinator.agent_link import AgentLink
 from coordinator.errors import StudyFailedError
 from coordinator.hosts import AgentAddress, Usable
+from coordinator.link_errors import HostUnreachableError
+from coordinator.sockets import make_private_folder, remove_private_folder
 
 START_LIMIT = 20.0
 CLOSE_LIMIT = 15.0
@@ -33,7 +34,8 @@ class PrivateAgent:
 
     ``state`` is a folder for its attempts, removed at the end; ``log`` takes its stderr, and is
     removed where it stayed empty. ``usable`` is what it has; its GPUs are known once it has started.
-    It ends by itself when this process dies.
+    ``folder`` holds its socket; a socket of ours, too. It ends by itself when this process dies, and
+    then takes the folder away.
     """
 
     def __init__(self, state: Path, log: Path, slots: int) -> None:
@@ -43,16 +45,12 @@ class PrivateAgent:
         self.usable = Usable(slots)
         self._process: asyncio.subprocess.Process | None = None
         self._pipe: int | None = None
-        # The path of a Unix socket is at most 107 bytes long: no place for an output directory.
-        base = os.environ.get("XDG_RUNTIME_DIR", "")
-        if not os.access(base, os.W_OK | os.X_OK) or len(base) > 60:
-            base = tempfile.gettempdir() if len(tempfile.gettempdir()) <= 60 else "/tmp"  # noqa: S108 - short
-        self._folder = Path(tempfile.mkdtemp(prefix="nhop-", dir=base))
+        self.folder = make_private_folder()
 
     @property
     def address(self) -> AgentAddress:
         """Where to reach it."""
-        return AgentAddress(f"unix:{self._folder}/agent.sock", name="localhost")
+        return AgentAddress(f"unix:{self.folder}/agent.sock", name="localhost")
 
     @property
     def pid(self) -> int | None:
@@ -84,7 +82,7 @@ class PrivateAgent:
                 )
         finally:
             os.close(read)
-        link = AgentLink(self.address)
+        link = AgentLink(self.address, private=True)
         try:
             await self._wait_until_ready(link)
         except BaseException:
@@ -110,8 +108,8 @@ class PrivateAgent:
             except TimeoutError:
                 _kill_tree(self._process.pid)
                 await self._process.wait()
-        for folder in (self._folder, self._state):
-            shutil.rmtree(folder, ignore_errors=True)
+        remove_private_folder(self.folder)
+        shutil.rmtree(self._state, ignore_errors=True)
         with contextlib.suppress(OSError):
             if self._log.stat().st_size == 0:
                 self._log.unlink()

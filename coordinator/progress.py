@@ -1,4 +1,4 @@
-"""How far a study has come: its stages and trials, the best one, the first failures."""
+"""How far a study has come: its stages and trials, the best one, the first failure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from coordinator.trials import LiveStage, LiveTrial, Tally
 from nhop_models.contract import FailureKind
 
 HOPELESS_AFTER = 3
-"""If the first trials to end, this many, all failed by the user's code or data, the rest would too."""
+"""If the first trials, this many, all failed by the user's code or data, the rest would too."""
 
 Propose = Callable[[int, int, Space], Mapping[str, Any]]
 
@@ -27,7 +27,8 @@ class Progress:
         self.trials: list[LiveTrial] = []
         self.tally = Tally(sum(stage.opt_epoch for stage in spec.stages))
         self.best: Trial | None = None
-        self._first_failures: list[Failure] = []
+        self.first_failure: Failure | None = None
+        """How the first trial to fail did."""
 
     @property
     def stage(self) -> LiveStage:
@@ -46,17 +47,20 @@ class Progress:
         return bool(tolerance) and self.best is not None and rank(self.best)[0] <= tolerance
 
     @property
-    def hopeless(self) -> bool:
-        """Whether the first trials to end all failed by what would fail the others too."""
-        ended = sum(stage.ended for stage in self.stages)
-        return len(self._first_failures) == HOPELESS_AFTER == ended and all(
-            failure.kind in (FailureKind.USER_CODE, FailureKind.DATA) for failure in self._first_failures
-        )
+    def hopeless(self) -> Failure | None:
+        """How the first trial failed, if the first ones all failed by what would fail the others too.
 
-    @property
-    def first_failure(self) -> Failure | None:
-        """How the first trial failed that did."""
-        return self._first_failures[0] if self._first_failures else None
+        The first by number: where many run at once, those that fail are the first to end in any case.
+        """
+        if self.best is not None:  # asked at every turn
+            return None
+        failures = [
+            trial.failure for trial in self.trials[:HOPELESS_AFTER] if trial.state is TrialState.FAILED
+        ]
+        broken = [
+            f for f in failures if f is not None and f.kind in (FailureKind.USER_CODE, FailureKind.DATA)
+        ]
+        return broken[0] if len(broken) == HOPELESS_AFTER else None
 
     def begin_stage(self) -> Stage:
         """Begins the first or the next stage.
@@ -97,9 +101,8 @@ class Progress:
             stage.completed += 1
             if self.best is None or rank(trial) < rank(self.best):
                 self.best = trial.snapshot()
-        elif state is TrialState.FAILED and len(self._first_failures) < HOPELESS_AFTER:
-            assert trial.failure is not None
-            self._first_failures.append(trial.failure)
+        elif state is TrialState.FAILED and self.first_failure is None:
+            self.first_failure = trial.failure
 
 
 def rank(trial: Trial | LiveTrial) -> tuple[float, int]:

@@ -5,19 +5,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
-from coordinator.agent_link import AgentLink, HostUnreachableError, Patience
-from coordinator.directory import StudyDirectory
+from coordinator.agent_link import AgentLink
+from coordinator.bundles import Bundles
+from coordinator.directory import AGENT_FOLDER, StudyDirectory
 from coordinator.domain import Cluster, Notice, Study, StudySpec, StudyState, Trial, TrialCounts
-from coordinator.errors import HostsError
-from coordinator.hosts import AgentAddress, Usable, usable, usable_slots
-from coordinator.placement import HostCapacity, why_never
+from coordinator.fleet import Fleet
+from coordinator.hosts import AgentAddress, HostPolicy, Usable, usable_slots
+from coordinator.patience import Patience
+from coordinator.placement import check_cluster, check_hosts
+from coordinator.preflight import Preflight
 from coordinator.private_agent import CLOSE_LIMIT, PrivateAgent, usable_cores
 from coordinator.study_run import Observer, StudyRun
+from coordinator.waiting import StopSignal, unless_stopped
 
 Result = TypeVar("Result")
 
@@ -31,23 +35,18 @@ INTERRUPTED = "interrupted"
 THIS_MACHINE = "this machine"
 
 
-class StopSignal(Protocol):
-    """What ``run_study`` needs of an asyncio.Event."""
-
-    def is_set(self) -> bool:
-        """Whether the study shall stop."""
-
-    async def wait(self) -> Any:
-        """Until the study shall stop."""
-
-
 @dataclass(frozen=True, slots=True)
 class StudyResult:
-    """A study that has ended, its trials by number, and where its files are."""
+    """A study that has ended, its trials by number, and where its files are.
+
+    ``url`` is where they are, too; ``copy_problem`` says why they are not, though they were to be.
+    """
 
     study: Study
     trials: tuple[Trial, ...]
     directory: Path
+    url: str | None = None
+    copy_problem: str = ""
 
 
 def run_loop(main: Coroutine[Any, Any, Result]) -> Result:
@@ -67,43 +66,54 @@ async def run_study(
     stop: StopSignal,
     stop_limit: float = STOP_LIMIT,
     slots: int | None = None,
+    policy: HostPolicy | None = None,
     patience: Patience | None = None,
+    reread: asyncio.Event | None = None,
+    show: Callable[[Preflight], None] | None = None,
+    begun: Callable[[StudyRun, Path | None], None] | None = None,
+    bundles: Bundles | None = None,
 ) -> StudyResult:
     """Runs a study on ``agents``; None: on this machine, with a private agent.
 
     ``slots`` is for the private agent: how many workers run at once; None: one for each core, and
-    enough for one trial.
+    enough for one trial. For ``agents`` there are ``policy``, ``show``, which is given what was found
+    of them, and ``reread``: set, the hosts file of the policy is read again. ``bundles`` are what
+    ``spec`` needs on its hosts.
 
     ``stop`` ends it early, its attempts torn down or, past ``stop_limit`` seconds, left to their
-    agents (a private one is killed). ``observer`` is called in the loop with whatever is durable.
+    agents (a private one is killed). ``observer`` is called in the loop with whatever is durable,
+    ``begun`` once, with the run and the folder for sockets of a private agent.
     Raises HostsError where the agents cannot be used, StudyFailedError where the private one
     does not come up. A failure after that is the study's: see its state and reason.
     """
     started_at = time.time()
     async with contextlib.AsyncExitStack() as stack:
         private: PrivateAgent | None = None
+        fleet: Fleet | None = None
         if agents is None:
             slots = slots or max(usable_cores(), spec.cluster.workers)
             check_cluster({THIS_MACHINE: slots}, spec.cluster)
-            private = PrivateAgent(directory.path / "agent", directory.logs / "agent.log", slots)
+            private = PrivateAgent(directory.path / AGENT_FOLDER, directory.logs / "agent.log", slots)
 
             async def close(agent: PrivateAgent = private) -> None:
                 await agent.close(LAST_MOMENT if stop.is_set() else CLOSE_LIMIT)
 
             stack.push_async_callback(close)
-        ready = await _unless_stopped(_connect(agents, private, spec.cluster, stack, patience), stop)
+        else:
+            fleet = Fleet(agents, policy or HostPolicy(), observer, patience)
+        ready = await unless_stopped(_connect(private, fleet, spec.cluster, stack, reread, show), stop)
         if ready is None:
             return StudyResult(_never_begun(spec, started_at), (), directory.path)
         links, hosts = ready
-        slots_by_host = usable_slots(hosts, spec.cluster)
         run = StudyRun(
             spec,
             directory,
             links,
-            slots_by_host,
+            usable_slots(hosts, spec.cluster),
             now=asyncio.get_running_loop().time(),
             started_at=started_at,
             observer=observer,
+            bundles=bundles,
         )
         if spec.cluster.gpus_per_worker:
             for name, host in hosts.items():
@@ -111,106 +121,40 @@ async def run_study(
                     observer(Notice(f"host {name} does not lease all its GPUs now: {why}", warning=True))
         if private is not None:
             run.supervise(private.closed_by_itself())
-        else:
-            for link in links.values():
-                run.supervise(_watch(link, run))
+        if fleet is not None:
+            run.supervise(fleet.follow(run))
+            if reread is not None:
+                run.supervise(fleet.reread(reread))
         run.supervise(_stop_when_told(stop, run, stop_limit))
+        if begun is not None:
+            begun(run, private.folder if private is not None else None)
         study = await run.run()
         return StudyResult(study, run.machine.trials(), directory.path)
 
 
-async def connect(
-    agents: Sequence[AgentAddress], cluster: Cluster | None, patience: Patience | None = None
-) -> tuple[dict[str, AgentLink], dict[str, Usable]]:
-    """Links to all agents, and what to use of each host.
-
-    Raises HostsError with every agent that does not answer or has too little, and where no trial
-    of ``cluster`` could ever be placed.
-    """
-    links = [AgentLink(address, patience) for address in agents]
-    try:
-        answers = await asyncio.gather(*(link.inventory() for link in links), return_exceptions=True)
-        problems = []
-        inventories = {}
-        for link, answer in zip(links, answers, strict=True):
-            if isinstance(answer, HostUnreachableError):
-                problems.append(f"{link.name}: {answer}")
-            elif isinstance(answer, BaseException):
-                raise answer
-            else:
-                inventories[link.address] = answer
-        if problems:
-            raise HostsError("\n".join(problems))
-        hosts = usable(inventories)
-        check_hosts(hosts, cluster)
-    except BaseException:
-        await close_links(links)
-        raise
-    return {link.name: link for link in links}, hosts
-
-
-def check_hosts(hosts: Mapping[str, Usable], cluster: Cluster | None) -> None:
-    """Raises HostsError where no trial of ``cluster`` could ever be placed on these hosts."""
-    if cluster is not None:
-        check_cluster(usable_slots(hosts, cluster), cluster)
-
-
-def check_cluster(slots: Mapping[str, int], cluster: Cluster | None) -> None:
-    """Raises HostsError where no trial of ``cluster`` could ever be placed on these slots."""
-    hosts = [HostCapacity(name, number, number) for name, number in slots.items()]
-    reason = why_never(hosts, cluster) if cluster is not None else None
-    if reason is not None:
-        raise HostsError(reason)
-
-
-async def close_links(links: Sequence[AgentLink]) -> None:
-    """Ends all connections."""
-    await asyncio.gather(*(link.close() for link in links))
-
-
 async def _connect(
-    agents: Sequence[AgentAddress] | None,
     private: PrivateAgent | None,
+    fleet: Fleet | None,
     cluster: Cluster,
     stack: contextlib.AsyncExitStack,
-    patience: Patience | None,
+    reread: asyncio.Event | None,
+    show: Callable[[Preflight], None] | None,
 ) -> tuple[dict[str, AgentLink], dict[str, Usable]]:
-    if private is not None:
-        link = await private.start()
-        stack.push_async_callback(link.close)
-        hosts = {link.name: private.usable}
-        check_hosts(hosts, cluster)
-        return {link.name: link}, hosts
-    links, hosts = await connect(agents or (), cluster, patience)
-    stack.push_async_callback(close_links, list(links.values()))
-    return links, hosts
-
-
-async def _unless_stopped(work: Coroutine[Any, Any, Result], stop: StopSignal) -> Result | None:
-    """The result of ``work``, or None where ``stop`` came first; ``work`` is then cancelled."""
-    async with _background(stop.wait()) as stopped, _background(work) as working:
-        await asyncio.wait((stopped, working), return_when=asyncio.FIRST_COMPLETED)
-        return working.result() if working.done() else None
-
-
-@contextlib.asynccontextmanager
-async def _background(work: Coroutine[Any, Any, Result]) -> AsyncIterator[asyncio.Task[Result]]:
-    task = asyncio.create_task(work)
-    try:
-        yield task
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+    if fleet is not None:
+        stack.push_async_callback(fleet.close)
+        await fleet.open(cluster, show, reread)
+        return fleet.links, fleet.hosts
+    assert private is not None
+    link = await private.start()
+    stack.push_async_callback(link.close)
+    hosts = {link.name: private.usable}
+    check_hosts(hosts, cluster)
+    return {link.name: link}, hosts
 
 
 async def _stop_when_told(stop: StopSignal, run: StudyRun, limit: float) -> None:
     await stop.wait()
     run.stop(INTERRUPTED, limit)
-
-
-async def _watch(link: AgentLink, run: StudyRun) -> None:
-    async for event in link.watch():
-        run.post(event)
 
 
 def _never_begun(spec: StudySpec, started_at: float) -> Study:

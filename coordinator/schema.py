@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 VERSION = 2
 
 TABLES = """
@@ -43,16 +45,33 @@ CREATE TABLE reports (
 """
 
 
-def upsert(table: str, keys: str, values: str) -> str:
-    """The statement that inserts a row, or replaces its values where the keys are taken.
+@dataclass(frozen=True, slots=True)
+class Insert:
+    """An INSERT of rows of so many ``columns``, of which the first ``keys`` are the primary key."""
+
+    head: str
+    columns: int
+    keys: int
+    tail: str = ""
+
+    def sql(self, rows: int) -> str:
+        """The statement for this many rows."""
+        row = f"({', '.join('?' * self.columns)})"
+        return f"{self.head} VALUES {', '.join([row] * rows)}{self.tail}"
+
+
+def upsert(table: str, keys: str, values: str) -> Insert:
+    """Inserts rows, or replaces their values where the keys are taken.
 
     ``keys`` and ``values`` are names of columns, separated by spaces.
     """
     columns = [*keys.split(), *values.split()]
     changes = ", ".join(f"{column} = excluded.{column}" for column in values.split())
-    return (
-        f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))}) "  # noqa: S608 - ours
-        f"ON CONFLICT ({', '.join(keys.split())}) DO UPDATE SET {changes}"
+    return Insert(
+        f"INSERT INTO {table} ({', '.join(columns)})",
+        len(columns),
+        len(keys.split()),
+        f" ON CONFLICT ({', '.join(keys.split())}) DO UPDATE SET {changes}",
     )
 
 
@@ -76,4 +95,4 @@ TASK = upsert(
     "trial attempt task",
     f"host status {_FAILURE} step train_loss val_loss metrics phase_seconds exit_code signal artifacts notes",
 )
-REPORT = "INSERT OR IGNORE INTO reports VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+REPORT = Insert("INSERT OR IGNORE INTO reports", columns=9, keys=4)

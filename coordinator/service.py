@@ -4,34 +4,57 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
-import socket
 import stat
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn, Protocol, cast
 
 import grpc
+from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
 
 from coordinator import convert
-from coordinator.agent_link import AgentLink
-from coordinator.config import load
+from coordinator.bundles import Bundles, pack
+from coordinator.config import StudyConfig, load
 from coordinator.convert_study import study_to_pb, trial_to_pb, update_to_pb
+from coordinator.directory import make_folder, remove_empty
+from coordinator.domain import Notice
 from coordinator.errors import ConfigError, HostsError, NhopError, Problem, UsageError
-from coordinator.hosts import AgentAddress, parse_address
-from coordinator.manager import ManagedStudy, ManagerClosedError, StudyExistsError, StudyManager
+from coordinator.fleet import Fleet
+from coordinator.folders import PackError
+from coordinator.hosts import AgentAddress, HostPolicy, parse_address
+from coordinator.manager import (
+    ManagedStudy,
+    ManagerClosedError,
+    OneStudyError,
+    StudyExistsError,
+    StudyManager,
+)
+from coordinator.preflight import Preflight
 from coordinator.private_agent import PrivateAgent, usable_cores
-from coordinator.runtime import LAST_MOMENT, StopSignal, close_links, connect
+from coordinator.runtime import LAST_MOMENT
+from coordinator.sockets import MAX_SOCKET_PATH
+from coordinator.task_logs import LogHostError, NoLogError, parse_task, read_task_log
+from coordinator.waiting import StopSignal, unless_stopped
+from nhop._listening import bind_error, is_served
 from nhop.v1 import study_pb2, study_pb2_grpc
+
+ERROR_DOMAIN = "nhop"
+HOST_UNREACHABLE = "HOST_UNREACHABLE"
+"""Reason in the ErrorInfo of an UNAVAILABLE that is not the coordinator's own."""
 
 SERVICE = study_pb2.DESCRIPTOR.services_by_name["StudyService"].full_name
 PAGE_LIMIT = 1000
 PAGE_BYTES = 2 << 20
 """Where a page of trials ends early: clients refuse messages of more than 4 MiB unless told otherwise."""
+
+LOG_READERS = 100
+"""Logs that clients read at once; agents have a limit of their own."""
 
 PRIVATE_SLOTS = 64
 """Workers of one trial that a served coordinator's private agent can hold; cores limit what runs at once."""
@@ -44,16 +67,33 @@ SERVER_OPTIONS = (
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
 )
 ENDING = "the coordinator ends"
-MAX_SOCKET_PATH = 107
 
 Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class Studies(Protocol):
+    """What the service needs of those who hold studies: StudyManager, and SingleStudy."""
+
+    remote: bool
+    runs: Path
+
+    @property
+    def studies(self) -> Mapping[str, ManagedStudy]:
+        """By their ids, oldest first."""
+
+    def submit(self, config: StudyConfig, study_id: str = "", bundles: Bundles | None = None) -> ManagedStudy:
+        """As StudyManager; OneStudyError where no other study is taken."""
+
+    def stop(self, study_id: str, reason: str) -> None:
+        """As StudyManager."""
 
 
 class StudyService(study_pb2_grpc.StudyServiceServicer):
     """What programs ask of a coordinator."""
 
-    def __init__(self, manager: StudyManager) -> None:
+    def __init__(self, manager: Studies) -> None:
         self._manager = manager
+        self._log_readers = 0
 
     async def SubmitStudy(  # noqa: N802
         self, request: study_pb2.SubmitStudyRequest, context: Context
@@ -64,13 +104,13 @@ class StudyService(study_pb2_grpc.StudyServiceServicer):
                 source: Any = convert.values_from_struct(request.values)
             else:
                 source = request.yaml
-            config = await asyncio.to_thread(load, source, name="request")
-            managed = self._manager.submit(config, request.study_id)
+            config = await asyncio.to_thread(load, source, name="request", remote=self._manager.remote)
+            managed = await self._submit(config, request.study_id)
         except ConfigError as error:
             await _refuse(context, error)
         except StudyExistsError as error:
             await context.abort(grpc.StatusCode.ALREADY_EXISTS, str(error))
-        except HostsError as error:
+        except (HostsError, OneStudyError) as error:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
         except ManagerClosedError as error:
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
@@ -144,6 +184,54 @@ class StudyService(study_pb2_grpc.StudyServiceServicer):
             raise AssertionError
         return study_pb2.GetBestTrialResponse(trial=trial_to_pb(managed.study.best))
 
+    async def ReadTaskLog(  # noqa: N802
+        self, request: study_pb2.ReadTaskLogRequest, context: Context
+    ) -> AsyncIterator[study_pb2.ReadTaskLogResponse]:
+        """The log of a task of a trial, as it is or until the trial has ended."""
+        managed = await self._find(request.study_id or await self._only(context), context)
+        try:
+            task = parse_task(request.task)
+        except ValueError as error:
+            await _refuse(context, ConfigError("request", [Problem("task", str(error))]))
+        if self._log_readers >= LOG_READERS:
+            message = f"{LOG_READERS} logs are read from this coordinator already; end one of these first"
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, message)
+        log = read_task_log(managed, request.trial, task, follow=request.follow)
+        self._log_readers += 1
+        try:
+            async with contextlib.aclosing(log) as parts:
+                async for part in parts:
+                    attempt = convert.attempt_to_pb(part.attempt)
+                    yield study_pb2.ReadTaskLogResponse(attempt=attempt, host=part.host, data=part.data)
+        except NoLogError as error:
+            await context.abort(grpc.StatusCode.NOT_FOUND, str(error))
+        except LogHostError as error:
+            info = error_details_pb2.ErrorInfo(reason=HOST_UNREACHABLE, domain=ERROR_DOMAIN)
+            await _abort(context, code_pb2.UNAVAILABLE, str(error), info)
+        except OSError as error:
+            await context.abort(grpc.StatusCode.INTERNAL, f"a kept log cannot be read: {error}")
+        finally:
+            self._log_readers -= 1
+
+    async def _only(self, context: Context) -> str:
+        """The study that is meant where none is named."""
+        studies = self._manager.studies
+        if len(studies) != 1:
+            there = f"one of {', '.join(studies)}" if studies else "there is none yet"
+            await _refuse(context, ConfigError("request", [Problem("study_id", f"name the study: {there}")]))
+        return next(iter(studies))
+
+    async def _submit(self, config: StudyConfig, study_id: str) -> ManagedStudy:
+        try:
+            bundles = await pack(config.sources, self._manager.runs)
+        except PackError as error:
+            raise ConfigError("request", [Problem(error.key, error.message)]) from error
+        try:
+            return self._manager.submit(config, study_id, bundles)
+        except BaseException:
+            bundles.close()
+            raise
+
     async def _find(self, study_id: str, context: Context) -> ManagedStudy:
         managed = self._manager.studies.get(study_id)
         if managed is None:
@@ -160,46 +248,76 @@ async def serve(
     runs_directory: Path,
     stop: StopSignal,
     announce: Callable[[str], object],
+    policy: HostPolicy | None = None,
+    reread: asyncio.Event | None = None,
+    show: Callable[[Preflight], None] | None = None,
 ) -> None:
     """Serves StudyService at ``host:port`` or ``unix:/path`` until ``stop``; the studies then end.
 
-    ``agents`` None: a private agent on this machine. ``announce`` is told once it serves. Raises
-    UsageError where the address cannot be used, HostsError where the agents cannot.
+    ``agents`` None: a private agent on this machine. ``announce`` is told once it serves, and what
+    becomes of hosts; ``policy``, ``reread`` and ``show`` as for ``run_study``. Raises UsageError where the
+    address cannot be used, HostsError where the agents cannot.
     """
+
+    def tell(notice: Notice) -> None:
+        announce(notice.message)
+
+    from coordinator.own_service import OwnService  # which needs this module
+
     try:
         target = parse_address(address)
     except ValueError as error:
         raise UsageError(f"--serve {error}") from error
     try:
-        await asyncio.to_thread(runs_directory.mkdir, parents=True, exist_ok=True)
+        made = await asyncio.to_thread(make_folder, runs_directory)
     except OSError as error:
         raise UsageError(
             f"{runs_directory}: no results can be kept there ({error.strerror}); choose another --output"
         ) from error
-    server = grpc.aio.server(options=SERVER_OPTIONS)
-    _bind(server, target)
     async with contextlib.AsyncExitStack() as stack:
+        stack.callback(remove_empty, made)
+        server = grpc.aio.server(options=SERVER_OPTIONS)
+        _bind(server, target)
         stack.push_async_callback(server.stop, 0)
+        unstarted = stack.enter_context(contextlib.ExitStack())
+        if target.startswith("unix:"):  # gRPC takes its socket away only where the server has been started
+            unstarted.callback(Path(target.removeprefix("unix:")).unlink, missing_ok=True)
         watching: list[Awaitable[None]] = []
+        private: PrivateAgent | None = None
         if agents is None:
             state = runs_directory / f".agent-{os.getpid()}"
             private = PrivateAgent(state, runs_directory / "agent.log", max(PRIVATE_SLOTS, usable_cores()))
             stack.push_async_callback(private.close, LAST_MOMENT)
             link = await private.start()
-            links, hosts, total = {link.name: link}, {link.name: private.usable}, usable_cores()
+            stack.push_async_callback(link.close)
             watching.append(private.closed_by_itself())
+            hosts = {link.name: private.usable}
+            manager = StudyManager({link.name: link}, hosts, runs_directory, usable_cores())
         else:
-            links, hosts = await connect(agents, None)
-            total = sum(host.slots for host in hosts.values())
-        stack.push_async_callback(close_links, list(links.values()))
-        manager = StudyManager(links, hosts, runs_directory, total)
-        if agents is not None:
-            watching += [_watch(link, manager) for link in links.values()]
+            policy = policy or HostPolicy()
+            fleet = Fleet(agents, policy, tell)
+            stack.push_async_callback(fleet.close)
+            opened = await unless_stopped(_open(fleet, show, reread), stop)
+            if opened is None:
+                return
+            manager = StudyManager(
+                fleet.links, fleet.hosts, runs_directory, remote=True, lost=policy.lost, tell=tell
+            )
+            watching.append(fleet.follow(manager))
+            if reread is not None:
+                watching.append(fleet.reread(reread))
+        try:
+            own = OwnService(manager, private.folder if private is not None else None)
+            stack.push_async_callback(own.close, 0)
+            manager.address = await own.start()
+        except (OSError, NhopError) as error:
+            announce(f"warning: `nhop-coordinator logs` needs --serve {target} to find a study: {error}")
         healthy = cast("Any", health).aio.HealthServicer()  # unknown to the stubs
         health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
         study_pb2_grpc.add_StudyServiceServicer_to_server(StudyService(manager), server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
         await server.start()
+        unstarted.pop_all()
         if target.startswith("unix:"):
             # Who may connect may run code here: the owner alone.
             await asyncio.to_thread(Path(target.removeprefix("unix:")).chmod, 0o600)
@@ -218,7 +336,7 @@ async def serve(
 
 
 def _bind(server: grpc.aio.Server, target: str) -> None:
-    """Takes the address; raises UsageError where it is in use. gRPC would take over a Unix socket in use."""
+    """Takes the address; raises UsageError where it cannot. gRPC would take over a Unix socket in use."""
     in_use = f"--serve {target}: the address is in use already; choose another, or end what listens there"
     if target.startswith("unix:"):
         path = Path(target.removeprefix("unix:"))
@@ -228,15 +346,18 @@ def _bind(server: grpc.aio.Server, target: str) -> None:
             raise UsageError(f"--serve {target}: the path of a socket has at most {MAX_SOCKET_PATH} bytes")
         if path.exists() and not stat.S_ISSOCK(path.stat().st_mode):
             raise UsageError(f"--serve {target}: there is a file of that name that is no socket")
-        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
-            probe.connect(str(path))
+        if is_served(path):
             raise UsageError(in_use)
     try:
         port = server.add_insecure_port(target)
-    except RuntimeError as error:
-        raise UsageError(in_use) from error
+    except RuntimeError:
+        port = 0
     if port == 0:
-        raise UsageError(in_use)
+        error = bind_error(target)
+        if error is None or error.errno == errno.EADDRINUSE:
+            raise UsageError(in_use)
+        why = error.strerror or str(error)
+        raise UsageError(f"--serve {target}: cannot listen there ({why}); choose another")
 
 
 async def _until(stop: StopSignal, watching: Sequence[Awaitable[None]]) -> None:
@@ -252,9 +373,9 @@ async def _until(stop: StopSignal, watching: Sequence[Awaitable[None]]) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _watch(link: AgentLink, manager: StudyManager) -> None:
-    async for event in link.watch():
-        manager.host_changed(event)
+async def _open(fleet: Fleet, show: Callable[[Preflight], None] | None, reread: asyncio.Event | None) -> bool:
+    await fleet.open(None, show, reread)
+    return True
 
 
 def _study(managed: ManagedStudy) -> study_pb2.Study:
@@ -268,7 +389,11 @@ async def _refuse(context: Context, error: ConfigError) -> NoReturn:
             for problem in error.problems
         ]
     )
-    status = status_pb2.Status(code=code_pb2.INVALID_ARGUMENT, message=str(error))
+    await _abort(context, code_pb2.INVALID_ARGUMENT, str(error), detail)
+
+
+async def _abort(context: Context, code: int, message: str, detail: Message) -> NoReturn:
+    status = status_pb2.Status(code=code, message=message)
     status.details.add().Pack(detail)
     answer = rpc_status.to_status(status)
     await context.abort(answer.code, answer.details, answer.trailing_metadata)

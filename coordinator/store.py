@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from coordinator import schema
-from coordinator.domain import Failure, Report, Stage, Study, StudySpec, Trial
+from coordinator.domain import Failure, Reports, Stage, Study, StudySpec, Trial
 from coordinator.errors import StudyFailedError
 from coordinator.instructions import AttemptRecord, TaskRecord
 from coordinator.search.space import space_to_json
 
 Item = Study | Stage | Trial | AttemptRecord | TaskRecord
+Row = tuple[Any, ...]
+
+ROWS_A_STATEMENT = 1000
+"""Rows are inserted many at once: each statement gives the interpreter's lock away, and a busy loop
+lets it come back after some milliseconds only. That would be the time of a row."""
+
+CACHED_STATEMENTS = 32
+"""Of as many rows each as there happened to be."""
 
 
 class Store:
@@ -30,13 +39,17 @@ class Store:
         self._spec = spec
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
         self._connection: sqlite3.Connection | None = None
+        self._parameters = 0
 
     async def open(self) -> None:
         """Makes the file with its tables."""
         await self._run(self._open)
 
-    async def commit(self, items: Sequence[Item], reports: Sequence[Report]) -> None:
-        """Writes everything in one transaction; items in their order, reports that are known are skipped."""
+    async def commit(self, items: Sequence[Item], reports: Sequence[Reports]) -> None:
+        """Writes everything in one transaction.
+
+        Of several states of one thing the last is kept, of several reports of one number the first.
+        """
         if items or reports:
             await self._run(self._commit, items, reports)
 
@@ -58,21 +71,22 @@ class Store:
     # --- in the writer thread -----------------------------------------------------------------
 
     def _open(self) -> None:
-        connection = sqlite3.connect(self._path, isolation_level=None)
+        connection = sqlite3.connect(self._path, isolation_level=None, cached_statements=CACHED_STATEMENTS)
+        self._parameters = connection.getlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER)
         self._connection = connection
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.executescript(f"BEGIN; {schema.TABLES} PRAGMA user_version = {schema.VERSION}; COMMIT;")
 
-    def _commit(self, items: Sequence[Item], reports: Sequence[Report]) -> None:
+    def _commit(self, items: Sequence[Item], reports: Sequence[Reports]) -> None:
         if self._connection is None:
             raise StudyFailedError(f"{self._path}: nothing can be stored, it is not open")
         connection = self._connection
         connection.execute("BEGIN IMMEDIATE")
         try:
-            for item in items:
-                connection.execute(*self._statement(item))
-            connection.executemany(schema.REPORT, map(_report_row, reports))
+            for insert, rows in self._rows(items).items():
+                self._insert(connection, insert, rows.values())
+            self._insert(connection, schema.REPORT, itertools.chain.from_iterable(map(_report_rows, reports)))
             connection.execute("COMMIT")
         except BaseException:
             if connection.in_transaction:
@@ -84,7 +98,21 @@ class Store:
             self._connection.close()
             self._connection = None
 
-    def _statement(self, item: Item) -> tuple[str, tuple[Any, ...]]:
+    def _rows(self, items: Iterable[Item]) -> dict[schema.Insert, dict[Row, Row]]:
+        """The last row of each key."""
+        rows: dict[schema.Insert, dict[Row, Row]] = {}
+        for item in items:
+            insert, row = self._row(item)
+            rows.setdefault(insert, {})[row[: insert.keys]] = row
+        return rows
+
+    def _insert(self, connection: sqlite3.Connection, insert: schema.Insert, rows: Iterable[Row]) -> None:
+        rows = iter(rows)
+        most = min(ROWS_A_STATEMENT, self._parameters // insert.columns)
+        while some := list(itertools.islice(rows, most)):
+            connection.execute(insert.sql(len(some)), list(itertools.chain.from_iterable(some)))
+
+    def _row(self, item: Item) -> tuple[schema.Insert, Row]:
         match item:
             case Trial():
                 return schema.TRIAL, _trial_row(item)
@@ -100,7 +128,7 @@ class Store:
             case Study():
                 return schema.STUDY, self._study_row(item)
 
-    def _study_row(self, study: Study) -> tuple[Any, ...]:
+    def _study_row(self, study: Study) -> Row:
         spec = self._spec
         return (
             study.study_id,
@@ -126,7 +154,7 @@ def _failure_row(failure: Failure | None) -> tuple[str | None, str | None, str |
     return (failure.kind.value, failure.message, failure.detail) if failure else (None, None, None)
 
 
-def _trial_row(trial: Trial) -> tuple[Any, ...]:
+def _trial_row(trial: Trial) -> Row:
     return (
         trial.number,
         trial.stage,
@@ -144,7 +172,7 @@ def _trial_row(trial: Trial) -> tuple[Any, ...]:
     )
 
 
-def _attempt_row(record: AttemptRecord) -> tuple[Any, ...]:
+def _attempt_row(record: AttemptRecord) -> Row:
     placement = {host: [str(task) for task in tasks] for host, tasks in record.placement.items()}
     return (
         record.attempt.trial,
@@ -157,7 +185,7 @@ def _attempt_row(record: AttemptRecord) -> tuple[Any, ...]:
     )
 
 
-def _task_row(record: TaskRecord) -> tuple[Any, ...]:
+def _task_row(record: TaskRecord) -> Row:
     result = record.result
     return (
         record.attempt.trial,
@@ -178,15 +206,8 @@ def _task_row(record: TaskRecord) -> tuple[Any, ...]:
     )
 
 
-def _report_row(report: Report) -> tuple[Any, ...]:
-    return (
-        report.attempt.trial,
-        report.attempt.attempt,
-        str(report.task),
-        report.sequence,
-        report.step,
-        report.train_loss,
-        report.val_loss,
-        json.dumps(dict(report.metrics)) if report.metrics else None,
-        report.at,
-    )
+def _report_rows(reports: Reports) -> Iterable[Row]:
+    source = (reports.attempt.trial, reports.attempt.attempt, str(reports.task))
+    for sequence, step, train_loss, val_loss, metrics, at in reports.rows:
+        words = json.dumps(dict(metrics)) if metrics else None
+        yield (*source, sequence, step, train_loss, val_loss, words, at)

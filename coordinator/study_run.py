@@ -13,20 +13,32 @@ import logging
 import traceback
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from coordinator import events as ev
 from coordinator import transitions
 from coordinator.agent_link import AgentLink
 from coordinator.artifacts import Artifacts
+from coordinator.bundles import Bundles
+from coordinator.delivery import Delivery
 from coordinator.directory import StudyDirectory
-from coordinator.domain import AttemptId, Report, Study, StudySpec, StudyState, Trial, Update
+from coordinator.domain import (
+    AttemptId,
+    Notice,
+    Reports,
+    Study,
+    StudySpec,
+    StudyState,
+    Trial,
+    Update,
+)
 from coordinator.errors import NhopError
 from coordinator.event_stream import AGENT, Batch, EventStream, Source
+from coordinator.hosts import Usable, slots_for
 from coordinator.instructions import (
     Command,
     FileWork,
+    ForgetHost,
     Instruction,
     Save,
     SetTimer,
@@ -34,15 +46,30 @@ from coordinator.instructions import (
     StopAttempt,
     Tell,
 )
+from coordinator.log_keeper import LogKeeper, has_failed, write_log
 from coordinator.machine import StudyMachine
 from coordinator.naming import new_run_id
+from coordinator.process import settle
+from coordinator.room import Room
 from coordinator.store import Item, Store
-from nhop_models.contract import TaskStatus
 
 Observer = Callable[[Update], None]
 
+ENTRIES_A_TURN = 64
+"""What a turn takes at most of what is waiting: answers that come meanwhile shall not wait for long."""
+
+UNCOMMITTED_EVENTS = 5000
+"""Events of all streams together that may wait for their commit. It bounds memory, and how long the
+loop is busy with reports between two looks at anything else; commits are large enough with it."""
+
+BRING_AGAIN = 10.0
+"""Seconds until a host that could not be given code or data is tried again."""
+
 LAST_CALLS = 0.5
 """Seconds for commands that are still under way when the study has ended."""
+
+LAST_LOGS = 5.0
+"""Seconds then for the logs of failed tasks from slow hosts, unless the study was told to stop."""
 
 _log = logging.getLogger(__name__)
 
@@ -61,11 +88,14 @@ class StudyRun:
         started_at: float,
         observer: Observer,
         released: Callable[[str], None] | None = None,
+        bundles: Bundles | None = None,
     ) -> None:
-        self.spec = spec = dataclasses.replace(spec, run_id=new_run_id(spec.study_id))
+        self._run_id = new_run_id(spec.study_id)
+        self.spec = spec = dataclasses.replace(spec, run_id=self._run_id)
         self.directory = directory
         self.machine = StudyMachine(spec, slots, now=now, started_at=started_at)
-        self._links = links
+        self._links = dict(links)
+        self.delivery = Delivery(bundles or Bundles(), observer)
         self._observer = observer
         self._released = released
         self._store = Store(directory.database, spec)
@@ -74,16 +104,24 @@ class StudyRun:
         self._commands: set[asyncio.Task[None]] = set()
         self._transfers: set[asyncio.Task[None]] = set()
         self._held: dict[tuple[AttemptId, str], set[asyncio.Task[None]]] = {}
+        self.logs = LogKeeper(
+            directory.logs, self._links, lambda work: self._spawn(work, self._commands), self._hold
+        )
         self._artifacts = Artifacts(
             directory.path,
-            links,
+            self._links,
             spawn=lambda work: self._spawn(work, self._transfers),
             post=self.post,
             tell=observer,
             hold=self._hold,
             waiting=lambda: self.machine.state is StudyState.STOPPING,
         )
-        self._streams = [EventStream(link, spec, self._inbox.put_nowait) for link in links.values()]
+        self._streams: dict[str, tuple[EventStream, asyncio.Task[None]]] = {}
+        self._room = Room(UNCOMMITTED_EVENTS)
+        self._left: set[str] = set()
+        self._slots: dict[str, int] = {}
+        for link in self._links.values():
+            link.follow(self._run_id)  # from now on: the host could leave before the store is open
         self._timers: set[asyncio.TimerHandle] = set()
         self._crash: BaseException | None = None
         self._crashed = asyncio.Event()
@@ -102,21 +140,92 @@ class StudyRun:
         """Runs the study to its end and returns it; a defect of ours ends it as FAILED."""
         try:
             await self._store.open()
-            streams = [self._spawn(stream.run(), self._tasks) for stream in self._streams]
+            for link in list(self._links.values()):
+                if link.name not in self._streams:
+                    self._follow(link)
+                    await asyncio.sleep(0)  # a thousand at once would hold up what runs already
+            settle()
+            if self.delivery.needed:
+                for link in list(self._links.values()):
+                    self.post(ev.HostAwaited(link.name))
+                    self._spawn(self._bring(link, joined=False), self._tasks)
             self.post(ev.StudyBegun())
             await self._loop()
-            await self._finish(streams)
+            await self._finish()
         except (Exception, asyncio.CancelledError) as error:
             await self._abort(error)
             if isinstance(error, asyncio.CancelledError):
                 raise
         finally:
             await self._artifacts.close(self.machine.study().model_trial)
+            await self.delivery.close()
             await self._cancel(self._tasks | self._commands | self._transfers)
+            for link in self._links.values():
+                link.unfollow(self._run_id)
             for timer in self._timers:
                 timer.cancel()
             await self._close_store()
         return self.machine.study()
+
+    # --- hosts --------------------------------------------------------------------------------
+
+    def host_joined(self, link: AgentLink, usable: Usable) -> None:
+        """A host may be used, or has other slots now."""
+        if self.machine.state.ended:
+            return
+        self._left.discard(link.name)
+        if link.name not in self._streams:
+            self._links[link.name] = link
+            self._follow(link)
+        self._slots[link.name] = slots_for(usable, self.spec.cluster)
+        self._spawn(self._bring(link, joined=True), self._tasks)
+
+    def host_left(self, name: str) -> None:
+        """A host is not wanted any more."""
+        self._left.add(name)
+        self.post(ev.HostLeft(name))
+
+    def host_changed(self, event: ev.HostEvent) -> None:
+        """A host is silent, lost, back, restarted."""
+        self.post(event)
+
+    async def _bring(self, link: AgentLink, *, joined: bool) -> None:
+        """Gives a host what the study needs, however often that has to be tried; then it may be used."""
+        lost = False
+        while (failure := await self.delivery.ensure(link)) is not None:
+            if self.machine.state is not StudyState.RUNNING or link.name in self._left:
+                return
+            why = f"it cannot be given what the study needs: {failure.message}"
+            if not lost and not joined:
+                self.post(ev.HostLost(link.name, why))
+            elif not lost:
+                self._observer(Notice(f"host {link.name} is not used yet: {why}", warning=True))
+            lost = True
+            await asyncio.sleep(BRING_AGAIN)
+        if link.name not in self._streams or link.name in self._left:
+            return
+        if joined:  # with the slots that it has by now
+            self.post(ev.HostJoined(link.name, self._slots[link.name]))
+        else:
+            self.post(ev.HostFound(link.name) if lost else ev.HostHeard(link.name))
+
+    def _follow(self, link: AgentLink) -> None:
+        link.follow(self._run_id)
+        stream = EventStream(link, self.spec, self._inbox.put_nowait, self._room)
+        self._streams[link.name] = (stream, self._spawn(stream.run(), self._tasks))
+
+    async def _forget(self, name: str) -> None:
+        """Ends what is between the study and a host that has left, unless it is wanted again."""
+        while held := [task for (_, host), tasks in self._held.items() if host == name for task in tasks]:
+            await asyncio.wait(held)  # its files are still on their way
+        if name not in self._left or name not in self._streams:
+            return
+        stream, reading = self._streams.pop(name)
+        stream.finish()
+        await asyncio.wait((reading,), timeout=2 * LAST_CALLS)
+        reading.cancel()
+        if name not in self._streams:
+            self._links[name].unfollow(self._run_id)
 
     def supervise(self, work: Coroutine[Any, Any, None]) -> None:
         """Keeps ``work`` running beside the study; its failure is the study's."""
@@ -139,7 +248,7 @@ class StudyRun:
                     work = [get.result()]
                 else:
                     work = []
-                while not self._inbox.empty():
+                while not self._inbox.empty() and len(work) < ENTRIES_A_TURN:
                     work.append(self._inbox.get_nowait())
                 await self._turn(work)
                 self._raise_crash()
@@ -148,37 +257,39 @@ class StudyRun:
 
     async def _turn(self, work: Sequence[ev.Event | Batch]) -> None:
         now = asyncio.get_running_loop().time()
-        reports: list[Report] = []
+        reports: list[Reports] = []
         instructions: list[Instruction] = []
         for entry in work:
             if isinstance(entry, Batch):
-                reports += self._current(entry.reports)
+                for part in entry.reports:
+                    if self.machine.is_live(part.attempt):
+                        reports.append(part)
+                    else:
+                        self.machine.late_messages += len(part.rows)
                 for event in entry.events:
-                    instructions += self._handle(event, now)
+                    instructions += self._handle(event, now, streamed=True)
             else:
                 instructions += self._handle(entry, now)
         await self._carry_out(instructions, reports)
         for entry in work:
             if isinstance(entry, Batch):
                 self._acknowledge(entry)
+        if self.machine.state is not StudyState.RUNNING:
+            self.delivery.give_up()
 
-    def _handle(self, event: ev.Event, now: float) -> list[Instruction]:
-        if isinstance(event, ev.TaskEnded) and event.result.status is TaskStatus.FAILED:
-            self._keep_log(event)
+    def _handle(self, event: ev.Event, now: float, *, streamed: bool = False) -> list[Instruction]:
+        if isinstance(event, ev.TaskEnded) and has_failed(event, self.spec.objective):
+            self.logs.keep(event)
         if self._released is not None and isinstance(event, ev.AttemptEnded):
             self._released(event.host)
         try:
             return self.machine.handle(event, now)
         except transitions.LateEventError as error:
             _log.debug("%s", error)
+            self.machine.late_messages += streamed
             return []
 
-    def _current(self, reports: Sequence[Report]) -> Sequence[Report]:
-        """Without those of attempts that are over or superseded."""
-        stale = {attempt for attempt in {r.attempt for r in reports} if not self.machine.is_live(attempt)}
-        return [r for r in reports if r.attempt not in stale] if stale else reports
-
-    async def _carry_out(self, instructions: Sequence[Instruction], reports: Sequence[Report]) -> None:
+    async def _carry_out(self, instructions: Sequence[Instruction], reports: Sequence[Reports]) -> None:
         items: list[Item] = [i.item for i in instructions if isinstance(i, Save)]
         studies = [item for item in items if isinstance(item, Study)]
         # Only the last state of the study in this turn counts.
@@ -189,11 +300,13 @@ class StudyRun:
                 self._spawn(self._execute(instruction), self._commands)
             elif isinstance(instruction, FileWork):
                 self._artifacts.begin(instruction)
+            elif isinstance(instruction, ForgetHost):
+                self._spawn(self._forget(instruction.host), self._tasks)
             elif isinstance(instruction, SetTimer):
                 self._call_at(instruction.at, ev.TimerFired(instruction.timer))
         await asyncio.sleep(0)  # commands leave before anything is shown
-        for report in reports:
-            self._observer(report)
+        for some in reports:
+            self._observer(some)
         for item in items:
             if isinstance(item, Study | Trial):
                 self._observer(item)
@@ -207,10 +320,10 @@ class StudyRun:
             if failure is not None:
                 self.post(ev.StartFailed(command.attempt, command.host, failure))
                 return
-        self.post(await self._links[command.host].execute(command, self.spec))
+        self.post(await self.delivery.execute(self._links[command.host], command, self.spec))
 
     def _acknowledge(self, batch: Batch) -> None:
-        batch.stream.release()
+        self._room.give(batch.size)
         host = batch.stream.link.name
         # An agent forgets an attempt once all of its own events are acknowledged.
         held = {
@@ -249,35 +362,27 @@ class StudyRun:
 
         task.add_done_callback(through)
 
-    # --- logs of failed tasks -----------------------------------------------------------------
-
-    def _keep_log(self, event: ev.TaskEnded) -> None:
-        """Copies the log before the agent forgets the attempt."""
-        self._hold(event.attempt, event.host, self._spawn(self._copy_log(event), self._commands))
-
-    async def _copy_log(self, event: ev.TaskEnded) -> None:
-        attempt, failure = event.attempt, event.result.failure
-        data = await self._links[event.host].read_log(attempt, event.task)
-        if data is None and failure is not None:
-            data = f"{failure.message}\n{failure.detail}\n".encode()
-        name = f"trial-{attempt.trial}-attempt-{attempt.attempt}-{event.task.file_stem}.log"
-        with suppress(OSError):  # a log is a help for people: its loss is no failure
-            await asyncio.to_thread(_write, self.directory.logs / name, data or b"")
+    def link(self, host: str) -> AgentLink:
+        """The connection to a host."""
+        return self._links[host]
 
     # --- the end ------------------------------------------------------------------------------
 
-    async def _finish(self, streams: Sequence[asyncio.Task[None]]) -> None:
+    async def _finish(self) -> None:
         """Lets commands and acknowledgements through, within limits."""
         await self._artifacts.close(self.machine.study().model_trial)
-        if self._commands:
-            await asyncio.wait(self._commands, timeout=LAST_CALLS)
+        if self.machine.state is not StudyState.STOPPED:
+            await self.logs.kept(limit=LAST_LOGS)
+        if waited_for := self._commands | self.logs.readers:
+            await asyncio.wait(waited_for, timeout=LAST_CALLS)
         while not self._inbox.empty():
             entry = self._inbox.get_nowait()
             if isinstance(entry, Batch):
                 self._acknowledge(entry)
-        for stream in self._streams:
+        for stream, _ in self._streams.values():
             stream.finish()
-        await asyncio.wait(streams, timeout=2 * LAST_CALLS)
+        if self._streams:
+            await asyncio.wait([reading for _, reading in self._streams.values()], timeout=2 * LAST_CALLS)
 
     async def _abort(self, error: BaseException) -> None:
         """Ends the study because of a defect: says so, and stops what can still be reached."""
@@ -290,7 +395,7 @@ class StudyRun:
             text = "".join(traceback.format_exception(error))
             reason = f"a defect of NHOP: {type(error).__name__}: {error}"
             with suppress(OSError):  # no room for the details
-                await asyncio.to_thread(_write, path, text.encode())
+                await asyncio.to_thread(write_log, path, text.encode())
                 reason += f"; the details are in {path}"
             event = ev.StudyAborted(StudyState.FAILED, reason)
         if self.machine.state.ended:
@@ -349,8 +454,3 @@ class StudyRun:
 
         handle = asyncio.get_running_loop().call_at(at, fire)
         self._timers.add(handle)
-
-
-def _write(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)

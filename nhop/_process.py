@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
+import sys
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def loading() -> Iterator[None]:
+    """For the imports of a command: Ctrl-C meanwhile ends it without a word, as one does later."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def open_standard_streams() -> None:
@@ -15,3 +28,10 @@ def open_standard_streams() -> None:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # the lowest free descriptor: this one
+
+
+def raise_file_limit() -> None:
+    """Lets this process have as many open files as the system allows it."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # some systems promise more than they give
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from coordinator.config import StudyConfig, load
 from coordinator.domain import StudyState, Update
-from coordinator.errors import StudyFailedError, UsageError
-from coordinator.hosts import AgentAddress, parse_hosts
+from coordinator.errors import StudyFailedError
+from coordinator.hosts import AgentAddress, HostPolicy, parse_hosts, read_hosts
+from coordinator.kept_logs import LOGS_FOLDER
 from coordinator.launch import launch
 from coordinator.naming import new_study_id
+from coordinator.patience import check_lost
+from coordinator.preflight import Preflight
+from coordinator.remote import Place
 from coordinator.runtime import StudyResult, run_loop
 
 
@@ -26,36 +30,61 @@ def run_study(
     hosts: str | Path | Iterable[str] | None = None,
     output: str | Path | None = None,
     show: bool = False,
+    insecure: bool = False,
+    min_hosts: int | None = None,
+    wait_hosts: float = 60.0,
+    host_limit: float = 90.0,
 ) -> StudyResult:
     """Runs a study to its end and returns its state and trials.
 
     ``config`` is a mapping of configuration keys, the path of a YAML file, or None for the default
     study. ``hosts`` is the path of a hosts file or its lines, None for this machine alone;
-    ``output`` the folder for the results, by default one named after the study; ``show`` prints
-    what happens, as the command does. Works inside a running event loop too (in Jupyter).
+    ``output`` the folder for the results, by default one named after the study, or a URL such as
+    ``s3://bucket/prefix`` to which they are copied at the end; ``show`` prints the hosts and what
+    happens, as the command does. ``insecure``, ``min_hosts``, ``wait_hosts`` and ``host_limit`` (seconds)
+    are for hosts, as the options of the command are. Works inside a running event loop too (in Jupyter).
 
     KeyboardInterrupt tears the study down before it is passed on. Raises ConfigError, HostsError,
-    UsageError, and StudyFailedError where the study fails.
+    UsageError, and StudyFailedError where the study fails, or its results cannot be copied.
     """
-    loaded = load(Path(config) if isinstance(config, str) else config)
-    agents = _read_hosts(hosts)
-    folder = Path(output) if output is not None else None
-    result = _Worker(loaded, agents, folder, show=show).run()
+    agents = _read_hosts(hosts, insecure=insecure)
+    policy = HostPolicy(wait_hosts, min_hosts, host_limit, insecure=insecure)
+    policy.check(agents)
+    loaded = load(Path(config) if isinstance(config, str) else config, remote=agents is not None)
+    if agents is not None:
+        check_lost(policy.lost, loaded.to_spec("").limits)
+    result = _Worker(loaded, agents, policy, output, show=show).run()
     if result.study.state is StudyState.FAILED:
         raise StudyFailedError(
             f"the study failed: {result.study.reason}; its files are in {result.directory}"
         )
+    if result.copy_problem:
+        raise StudyFailedError(result.copy_problem)
     return result
+
+
+class _View(NamedTuple):
+    """What is done with all that happens, and with what is found of the hosts."""
+
+    observer: Callable[[Update], None]
+    show_hosts: Callable[[Preflight], None] | None
 
 
 class _Worker:
     """Runs the study in a thread and loop of its own, so that it works whatever the caller's thread does."""
 
     def __init__(
-        self, config: StudyConfig, agents: tuple[AgentAddress, ...] | None, output: Path | None, *, show: bool
+        self,
+        config: StudyConfig,
+        agents: tuple[AgentAddress, ...] | None,
+        policy: HostPolicy,
+        output: str | Path | None,
+        *,
+        show: bool,
     ) -> None:
         self._config = config
         self._agents = agents
+        self._policy = policy
         self._output = output
         self._show = show
         self._begun = threading.Event()
@@ -98,14 +127,18 @@ class _Worker:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         self._begun.set()
         study_id = new_study_id()
-        with _view(self._config, study_id, show=self._show) as observer:
+        place = Place.of(self._output, self._config.keys.train_log_dir, study_id)
+        logs = place.folder / LOGS_FOLDER
+        with _view(self._config, study_id, logs, show=self._show) as view:
             return await launch(
                 self._config,
                 study_id=study_id,
                 output=self._output,
                 agents=self._agents,
-                observer=observer,
+                observer=view.observer,
                 stop=self._stop,
+                policy=self._policy,
+                show=view.show_hosts,
             )
 
 
@@ -130,29 +163,26 @@ def _loop_runs() -> bool:
     return True
 
 
-def _view(
-    config: StudyConfig, study_id: str, *, show: bool
-) -> AbstractContextManager[Callable[[Update], None]]:
+@contextlib.contextmanager
+def _view(config: StudyConfig, study_id: str, logs: Path, *, show: bool) -> Iterator[_View]:
     if not show:
-        return _silence()
+        yield _View(lambda update: None, None)
+        return
     from rich.console import Console
 
     from coordinator.view import watch
+    from coordinator.view.hosts import show_hosts
 
-    return watch(config.to_spec(study_id), Console())
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[Callable[[Update], None]]:
-    yield lambda update: None
+    console = Console()
+    with watch(config.to_spec(study_id), console, logs) as observer:
+        yield _View(observer, functools.partial(show_hosts, console=console))
 
 
-def _read_hosts(hosts: str | Path | Iterable[str] | None) -> tuple[AgentAddress, ...] | None:
+def _read_hosts(
+    hosts: str | Path | Iterable[str] | None, *, insecure: bool
+) -> tuple[AgentAddress, ...] | None:
     if hosts is None:
         return None
     if not isinstance(hosts, str | Path):
-        return parse_hosts("\n".join(hosts), "hosts")
-    try:
-        return parse_hosts(Path(hosts).read_text(encoding="utf-8"), str(hosts))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{hosts}: the hosts file cannot be read: {error}") from error
+        return parse_hosts("\n".join(hosts), "hosts", insecure=insecure)
+    return read_hosts(Path(hosts), insecure=insecure)

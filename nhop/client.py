@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -13,9 +14,11 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from coordinator.convert_study import StudyStatus, study_from_pb, trial_from_pb, update_from_pb
-from coordinator.domain import Report, Trial
-from coordinator.errors import ConfigError, HostsError, NhopError, Problem
+from coordinator.domain import Notice, Report, Trial
+from coordinator.errors import ConfigError, HostsError, NhopError, Problem, UsageError
+from coordinator.hosts import parse_address
 from nhop.v1 import study_pb2, study_pb2_grpc
+from nhop_models.urls import is_url
 
 
 class CoordinatorError(NhopError):
@@ -34,13 +37,28 @@ class StudyExistsError(CoordinatorError):
     """The study id is taken."""
 
 
+@dataclass(frozen=True, slots=True)
+class LogPart:
+    """A piece of the log of an attempt (from 1) of a trial; ``host`` is empty where it is not known."""
+
+    attempt: int
+    host: str
+    data: bytes
+
+
 class Client:
-    """A connection to one coordinator; a context manager. ``timeout`` is in seconds, of each call."""
+    """A connection to one coordinator; a context manager. ``timeout`` is in seconds, of each call.
+
+    ``address`` is written as for ``--serve``: host[:port] or unix:/path. Raises UsageError where it is not.
+    """
 
     def __init__(self, address: str, *, timeout: float = 30.0) -> None:
-        self._address = address
+        try:
+            self._address = parse_address(address, insecure=True)
+        except ValueError as error:
+            raise UsageError(f"the address of a coordinator: {error}") from error
         self._timeout = timeout
-        self._channel = grpc.insecure_channel(address, options=(("grpc.enable_http_proxy", 0),))
+        self._channel = grpc.insecure_channel(self._address, options=(("grpc.enable_http_proxy", 0),))
         self._stub = study_pb2_grpc.StudyServiceStub(self._channel)
 
     def close(self) -> None:
@@ -50,9 +68,10 @@ class Client:
     def submit(self, config: Mapping[str, Any] | str | Path, *, study_id: str = "") -> StudyStatus:
         """Starts a study from a mapping of keys, YAML text, or the Path of a YAML file.
 
-        In a Path's file, ``load_data_dir`` and the modules beside it are looked for as by the
-        command: the coordinator must see the same folders. Raises ConfigError with all problems of
-        the configuration, StudyExistsError, and HostsError where the hosts could never hold a trial.
+        In a Path's file, ``code``, ``data``, ``load_data_dir`` and the modules beside it are looked for
+        as by the command: the coordinator must see the same folders. Raises ConfigError with all
+        problems of the configuration, StudyExistsError, and HostsError where the hosts could never
+        hold a trial.
         """
         if isinstance(config, Path):
             config = _read(config)
@@ -73,8 +92,10 @@ class Client:
             response = self._stub.ListStudies(study_pb2.ListStudiesRequest(), timeout=self._timeout)
         return tuple(map(study_from_pb, response.studies))
 
-    def watch(self, study_id: str) -> Iterator[StudyStatus | Trial | Report]:
+    def watch(self, study_id: str) -> Iterator[StudyStatus | Trial | Report | Notice]:
         """What happens in a study, its state first and last; ends with the study.
+
+        A Notice says what the user should know, such as a lost host; the newest ones of before come first.
 
         Raises CoordinatorError where the caller reads too slowly.
         """
@@ -109,6 +130,34 @@ class Client:
         with self._errors():
             return trial_from_pb(self._stub.GetBestTrial(request, timeout=self._timeout).trial)
 
+    def logs(
+        self, study_id: str, trial: int, task: str = "worker/0", *, follow: bool = False
+    ) -> Iterator[bytes]:
+        """What a task of a trial printed, in all attempts whose logs are there.
+
+        ``follow``: goes on with what is added until the trial has ended; one that has not begun is
+        waited for.
+        ``study_id`` may be empty where the coordinator has one study only. Raises StudyNotFoundError where
+        there is no such trial or task, or its log was not kept (those of failed tasks are), and
+        CoordinatorError where its host does not answer.
+        """
+        for part in self.log_parts(study_id, trial, task, follow=follow):
+            if part.data:
+                yield part.data
+
+    def log_parts(
+        self, study_id: str, trial: int, task: str = "worker/0", *, follow: bool = False
+    ) -> Iterator[LogPart]:
+        """As ``logs``, with the attempt and the host of each piece; each attempt begins with an empty one."""
+        request = study_pb2.ReadTaskLogRequest(study_id=study_id, trial=trial, task=task, follow=follow)
+        call: Any = self._stub.ReadTaskLog(request)
+        try:
+            with self._errors():
+                for message in call:
+                    yield LogPart(message.attempt.attempt, message.host, message.data)
+        finally:
+            call.cancel()
+
     def __enter__(self) -> Self:
         return self
 
@@ -133,6 +182,8 @@ class Client:
                 return StudyExistsError(message)
             case grpc.StatusCode.FAILED_PRECONDITION:
                 return HostsError(message)
+            case grpc.StatusCode.UNAVAILABLE if _is_of_a_host(error):
+                return CoordinatorError(message)
             case grpc.StatusCode.UNAVAILABLE:
                 return UnreachableError(
                     f"no coordinator answers at {self._address} ({message}); "
@@ -146,15 +197,31 @@ class Client:
 
 def _read(path: Path) -> Mapping[str, Any]:
     """The keys of a file, its relative paths made absolute."""
+    from coordinator.config.places import holds_module
     from coordinator.config.source import read_file
 
     document = read_file(path)
     if document.problems:
         raise ConfigError(document.name, document.problems)
     folder, keys = path.absolute().parent, document.data
-    if isinstance(location := keys.get("load_data_dir"), str):
+    for name in ("code", "data"):
+        if isinstance(place := keys.get(name), str):
+            keys[name] = str(folder / Path(place).expanduser())
+    location = keys.get("load_data_dir")
+    if isinstance(location, str) and not is_url(location):
+        if (
+            keys.get("data") is None
+            and not Path(location).expanduser().is_absolute()
+            and (folder / location).exists()
+        ):
+            keys["data"] = str(folder / location)  # it goes along to the hosts, if there are any
         keys["load_data_dir"] = str(folder / Path(location).expanduser())
     found = keys.get("python_path")
+    module, colon, _ = str(keys.get("nn_model")).partition(":")
+    if colon and found is None and keys.get("code") is None:
+        near = [place for place in (folder, Path.cwd()) if holds_module(place, module.partition(".")[0])]
+        if near:
+            keys["code"] = str(near[0])
     if found is None:
         keys["python_path"] = [str(folder), str(Path.cwd())]
     elif isinstance(found, list) and all(isinstance(place, str) for place in found):
@@ -171,6 +238,13 @@ def _as_yaml(config: Mapping[str, Any]) -> str:
     if document.problems:
         raise ConfigError(document.name, document.problems)
     return as_yaml(document.data)
+
+
+def _is_of_a_host(error: Any) -> bool:
+    """Whether a host does not answer, rather than the coordinator."""
+    status = rpc_status.from_call(error)
+    info = error_details_pb2.ErrorInfo()
+    return any(detail.Unpack(info) for detail in (status.details if status is not None else ()))
 
 
 def _config_error(error: Any, message: str) -> NhopError:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from nhop_models.classifier import ClassifierNN
     from nhop_models.cnn import ImageCNN
     from nhop_models.custom import CustomNN
+    from nhop_models.fetching import fetch
     from nhop_models.regressor import RegressorNN
     from nhop_models.source_code import SourceCodeRNN
 
@@ -29,6 +30,7 @@ __all__ = [
     "NNModel",
     "RegressorNN",
     "SourceCodeRNN",
+    "fetch",
 ]
 
 _MODULES = {
@@ -37,6 +39,7 @@ _MODULES = {
     "ImageCNN": "nhop_models.cnn",
     "RegressorNN": "nhop_models.regressor",
     "SourceCodeRNN": "nhop_models.source_code",
+    "fetch": "nhop_models.fetching",
 }
 
 

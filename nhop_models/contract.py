@@ -44,6 +44,8 @@ RESTORE_FILE = "restore.npz"
 ARTIFACT_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 GPU_SHARE_VARIABLE = "NHOP_GPU_SHARE"
 """Environment of a task that may use only a share (0 to 1) of each GPU that it sees."""
+CACHE_VARIABLE = "NHOP_CACHE"
+"""Environment of a task: the folder of what was fetched from URLs, which all tasks of the host share."""
 
 TASK_SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 """Ask a task to end: at its next step, and at once."""
@@ -175,7 +177,8 @@ class TaskSpec:
     parameter server; times are in seconds. ``parameters`` are the trial's hyper-parameters,
     ``settings`` the other keys of the configuration that a model reads. ``threads`` is the size of
     TensorFlow's pools, ``checkpoint_every`` in global steps (0: never), ``keep_model_below`` the loss on
-    held-out data below which the model is kept (None: in any case).
+    held-out data below which the model is kept (None: in any case). ``data_directory`` is where data that
+    was sent lies on this host; empty: none was.
     """
 
     study_id: str
@@ -200,6 +203,7 @@ class TaskSpec:
     checkpoint_every: int = 0
     keep_model: bool = False
     keep_model_below: float | None = None
+    data_directory: str = ""
 
     def write(self, directory: Path) -> None:
         """Writes ``spec.json`` into the attempt directory."""
@@ -351,7 +355,7 @@ def write_atomically(path: Path, text: str) -> None:
     """Replaces a file at once: readers see the old or the new text, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
     except OSError:
         temporary.unlink(missing_ok=True)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from nhop_models import datasets
 from nhop_models.base import Arrays, DataError, HyperParameters, NNModel
+from nhop_models.fetching import fetch
 
 if TYPE_CHECKING:
     import keras
@@ -51,11 +52,14 @@ class CustomNN(NNModel):
 
 
 def data_location(hp: HyperParameters) -> str:
-    """``load_data_dir``; DataError where it is not given."""
+    """The path of ``load_data_dir``, of a URL that of its local copy.
+
+    DataError where the key is not given, and as ``nhop_models.fetch``.
+    """
     location = hp.get("load_data_dir")
     if location is None:
         raise DataError("load_data is true, and load_data_dir does not say what to read: give it")
-    return str(location)
+    return str(fetch(str(location)))
 
 
 def check_inputs(hp: HyperParameters, features: int) -> None:

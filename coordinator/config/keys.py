@@ -167,6 +167,9 @@ class Keys(_Keys):
     slots: Annotated[int | None, values.optional(values.bounded_whole(1, values.MOST_SLOTS))] = Field(
         None, description="workers at once on this machine; default: CPU cores, or one trial's"
     )
+    placement: Annotated[str, BeforeValidator(lambda value: values.one_of(value, "pack", "spread"))] = Field(
+        "pack", description="pack: a trial on one host where it fits; spread: over as many as possible"
+    )
     parallel_trials: OptionalPositive = Field(None, description="trials at once; default: as many as fit")
     max_attempts: Positive = Field(3, description="tries of a trial that fails without its own fault")
     time_budget: OptionalSeconds = Field(None, description="seconds, or such as 2h30m, for the whole study")
@@ -188,7 +191,11 @@ class Keys(_Keys):
     load_data: Flag = Field(False, description="true: read load_data_dir; false: synthetic data")
     load_data_dir: OptionalText = Field(
         None,
-        description="a CSV whose last column is the target or class, or an NPZ with X and y; RNN: a folder",
+        description="a CSV whose last column is the target or class, or an NPZ with X and y; RNN: a folder; "
+        "a path, or a URL such as s3://bucket/key.csv",
+    )
+    data: OptionalText = Field(
+        None, description="a folder or file that is sent to the hosts; load_data_dir is within it"
     )
     data_instances: Annotated[int, BeforeValidator(values.bounded_whole(2))] = Field(
         10000, description="rows of synthetic data"
@@ -202,7 +209,12 @@ class Keys(_Keys):
         tuple[int, ...], BeforeValidator(lambda value: values.listed(value, values.bounded_whole(1)))
     ] = Field((50, 50, 50), description="units of the RNN's LSTMs: a number, or a list to stack them")
 
-    train_log_dir: Text = Field("runs", description="folder of the runs, where --output does not name one")
+    code: OptionalText = Field(
+        None, description="folder of your modules, which is sent to the hosts; default: the study file's"
+    )
+    train_log_dir: Text = Field(
+        "runs", description="folder or URL of the runs, where --output does not name one"
+    )
     python_path: Annotated[tuple[str, ...] | None, BeforeValidator(_folders)] = Field(
         None,
         description="where tasks look for your modules; default: the study file's and the current folder",

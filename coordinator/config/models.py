@@ -12,6 +12,7 @@ from pathlib import Path
 from coordinator.config import values
 from coordinator.config.source import describe
 from coordinator.config.values import RefusedError
+from nhop_models import urls
 
 _CLASS_NAME = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*")
 
@@ -81,6 +82,14 @@ def model_name(value: object) -> str:
     raise RefusedError(f"must be {', '.join(SHIPPED)} or package.module:Class, not {describe(value)}{hint}")
 
 
+def why_not_fetched(url: str, model: ShippedModel | None) -> str | None:
+    """As ``why_unreadable`` for a URL, which the hosts fetch: not whether it is there."""
+    problem = urls.why_not_opened(url)
+    if problem is None and model is not None and model.data is not DataKind.FOLDER:
+        problem = _why_not_its_suffix(urls.suffix(url), model)
+    return problem
+
+
 def why_unreadable(location: Path, model: ShippedModel | None) -> str | None:
     """Returns what is wrong with ``load_data_dir``; a class of the user's (None) reads what it likes."""
     try:
@@ -92,14 +101,18 @@ def why_unreadable(location: Path, model: ShippedModel | None) -> str | None:
             return _why_no_languages(location)
         if location.is_dir():
             return f"is a folder: name {model.data.value}"
-        suffixes = (".npz",) if model.data is DataKind.IMAGES else (".csv", ".npz")
-        if location.suffix.lower() not in suffixes:
-            return f"must be a {' or '.join(suffixes)} file"
+        if (problem := _why_not_its_suffix(location.suffix.lower(), model)) is not None:
+            return problem
         if not os.access(location, os.R_OK):
             return "cannot be read: permission denied"
     except (OSError, ValueError) as error:
         return f"cannot be read: {error}"
     return None
+
+
+def _why_not_its_suffix(suffix: str, model: ShippedModel) -> str | None:
+    suffixes = (".npz",) if model.data is DataKind.IMAGES else (".csv", ".npz")
+    return None if suffix in suffixes else f"must be a {' or '.join(suffixes)} file"
 
 
 def _why_no_languages(location: Path) -> str | None:

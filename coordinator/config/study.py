@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-import os
 import secrets
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,15 +12,26 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from coordinator.config import places
 from coordinator.config.dimensions import SpaceReader
 from coordinator.config.keys import WITHOUT_EFFECT, ClusterKeys, Keys
-from coordinator.config.models import SHIPPED, why_unreadable
+from coordinator.config.models import SHIPPED, why_not_fetched, why_unreadable
 from coordinator.config.render import render
 from coordinator.config.source import Document, apply_overrides, read_file, read_mapping, read_text
 from coordinator.config.values import MOST_TASKS
-from coordinator.domain import Cluster, Limits, Objective, StageBudget, StudySpec, Training
+from coordinator.domain import (
+    Cluster,
+    Limits,
+    Objective,
+    PlacementRule,
+    Sources,
+    StageBudget,
+    StudySpec,
+    Training,
+)
 from coordinator.errors import ConfigError, Problem
 from coordinator.search.space import Space, space_to_json
+from nhop_models import urls
 
 SETTINGS = (
     "load_data", "load_data_dir", "nn_dimensions", "data_instances", "data_features", "power_method",
@@ -33,7 +42,10 @@ SETTINGS = (
 
 @dataclass(frozen=True, slots=True)
 class StudyConfig:
-    """A valid configuration: ``keys`` has no default left open, ``notes`` are for the user."""
+    """A valid configuration: ``keys`` has no default left open, ``notes`` are for the user.
+
+    ``remote``: it runs on hosts to which code and data have to be sent.
+    """
 
     keys: Keys
     space: Space
@@ -41,12 +53,20 @@ class StudyConfig:
     stages: tuple[StageBudget, ...]
     seed: int
     notes: tuple[str, ...] = ()
+    remote: bool = False
+
+    @property
+    def sources(self) -> Sources:
+        """What goes along to the hosts."""
+        return places.sources(self.keys) if self.remote else Sources()
 
     def to_spec(self, study_id: str, seed: int | None = None) -> StudySpec:
         """Makes the study; ``seed`` in place of the configuration's."""
         keys = self.keys
         seed = self.seed if seed is None else seed
         values = keys.model_dump(mode="json", include=set(SETTINGS))
+        located = places.settings_there if self.remote else places.settings_here
+        settings = located(keys, {name: values[name] for name in SETTINGS} | {"seed": seed})
         return StudySpec(
             study_id=study_id,
             seed=seed,
@@ -55,10 +75,10 @@ class StudyConfig:
             cluster=self.cluster,
             training=Training(
                 model=keys.nn_model,
-                settings={name: values[name] for name in SETTINGS} | {"seed": seed},
+                settings=settings,
                 train_tolerance=keys.train_tolerance,
                 python_path=keys.python_path or (),
-                working_directory=str(Path.cwd()),
+                working_directory="" if self.remote else str(Path.cwd()),
                 sync_replicas=keys.sync_replicas,
                 report_interval=keys.report_interval,
                 sync_backup_workers=keys.sync_backup_workers if keys.sync_replicas else 0,
@@ -68,6 +88,7 @@ class StudyConfig:
             objective=Objective(keys.objective),
             opt_tolerance=keys.opt_tolerance,
             narrow_factor=keys.narrow_factor,
+            placement=PlacementRule(keys.placement),
             parallel_trials=keys.parallel_trials,
             max_attempts=keys.max_attempts,
             time_budget=keys.time_budget,
@@ -84,11 +105,12 @@ def load(
     overrides: Sequence[str] = (),
     *,
     name: str | None = None,
+    remote: bool = False,
 ) -> StudyConfig:
     """Reads a configuration: a YAML file, a mapping, YAML text, or None for the default study.
 
-    ``overrides`` are ``KEY=VALUE`` texts put over it; ``name`` is what messages call it. Raises
-    ConfigError with all problems at once.
+    ``overrides`` are ``KEY=VALUE`` texts put over it; ``name`` is what messages call it; ``remote``: for
+    hosts that do not share this machine's files. Raises ConfigError with all problems at once.
     """
     match source:
         case Path():
@@ -100,19 +122,27 @@ def load(
         case _:
             document = read_mapping(source, name or "configuration")
     apply_overrides(document, overrides)
-    return _Resolver(document, source).resolve()
+    return _Resolver(document, source, remote=remote).resolve()
 
 
 class _Resolver:
     """Checks one document and fills in what it leaves open."""
 
-    def __init__(self, document: Document, source: Path | Mapping[str, Any] | str | None) -> None:
+    def __init__(
+        self, document: Document, source: Path | Mapping[str, Any] | str | None, *, remote: bool
+    ) -> None:
         self._document = document
         self._data = document.data
-        self._folder = source.absolute().parent if isinstance(source, Path) else Path.cwd()
-        self._from_program = isinstance(source, Mapping)
+        self._remote = remote
         self._wrong: set[str] = set()
         self._notes: list[str] = []
+        self._places = places.Places(
+            document,
+            source.absolute().parent if isinstance(source, Path) else Path.cwd(),
+            self._notes,
+            from_program=isinstance(source, Mapping),
+            remote=remote,
+        )
 
     def resolve(self) -> StudyConfig:
         """Returns the configuration; ConfigError with all problems."""
@@ -122,7 +152,15 @@ class _Resolver:
         self._synchronous(keys, cluster)
         cluster = replace(cluster, gpus_per_worker=self._gpus_per_worker(keys, cluster.workers))
         dimensions, features = self._dimensions(keys)
-        location = self._data_file(keys)
+        data = self._places.data(keys)
+        location = self._data_file(keys, data)
+        if data is not None and not keys.load_data and keys.nn_model in SHIPPED:
+            self._notes.append("data has no effect: load_data is false")
+            data = None
+        code = self._places.code(keys)
+        python_path = self._places.python_path(keys, code)
+        if self._remote and data is None and location is not None and not places.is_elsewhere(keys):
+            data = Path(location)  # it stands beside the study file, and goes along by itself
         stages = keys.opt_stages or ((keys.train_epoch, keys.opt_epoch),)
         self._note()
         if self._document.problems:
@@ -138,7 +176,9 @@ class _Resolver:
                 "nn_dimensions": dimensions,
                 "data_features": features,
                 "load_data_dir": location,
-                "python_path": self._python_path(keys),
+                "data": None if data is None else str(data),
+                "code": code,
+                "python_path": python_path,
             }
         )
         return StudyConfig(
@@ -148,6 +188,7 @@ class _Resolver:
             stages=tuple(StageBudget(*stage) for stage in stages),
             seed=seed,
             notes=tuple(self._notes),
+            remote=self._remote,
         )
 
     def _validate(self) -> Keys:
@@ -253,7 +294,7 @@ class _Resolver:
             )
         return dimensions, dimensions[0]
 
-    def _data_file(self, keys: Keys) -> str | None:
+    def _data_file(self, keys: Keys, data: Path | None) -> str | None:
         key, model = "load_data_dir", SHIPPED.get(keys.nn_model)
         if not keys.load_data:
             if model is not None and not model.synthetic and "load_data" not in self._wrong:
@@ -265,27 +306,29 @@ class _Resolver:
             elif self._given(key):
                 self._notes.append("load_data_dir has no effect: load_data is false")
             return None
-        if keys.load_data_dir is None:
+        if keys.load_data_dir is None and data is not None:
+            location = data
+        elif keys.load_data_dir is None:
             if key not in self._wrong and model is not None:
                 self._problem("load_data", message=f"needs load_data_dir: {model.data.value}")
             return None
-        folder = Path.cwd() if self._document.origin((key,)).override is not None else self._folder
-        location = Path(os.path.normpath(folder / Path(keys.load_data_dir).expanduser()))
+        elif urls.is_url(keys.load_data_dir):
+            problem = why_not_fetched(keys.load_data_dir, model)
+            if problem:
+                self._problem(key, message=f"{keys.load_data_dir}: {problem}")
+            return keys.load_data_dir
+        else:
+            root = None if data is None else places.data_root(data)
+            location = self._places.place(key, keys.load_data_dir, root)
+            within = root is not None and places.is_within(location, root)
+            if self._remote and places.is_elsewhere(keys) and not within:
+                return str(location)  # its tasks say what they find there
+            if root is not None and not within:
+                self._problem(key, message=f"{location}: is not within data, {root}")
         problem = why_unreadable(location, model)
-        if problem:
+        if problem and (data is None or data.exists()):  # else it is data that is wrong
             self._problem(key, message=f"{location}: {problem}")
         return str(location)
-
-    def _python_path(self, keys: Keys) -> tuple[str, ...]:
-        if keys.python_path is not None:
-            found = [
-                os.path.normpath(self._folder / Path(folder).expanduser()) for folder in keys.python_path
-            ]
-        elif self._from_program:
-            found = [str(Path.cwd()), str(Path(sys.path[0]).absolute()) if sys.path and sys.path[0] else ""]
-        else:
-            found = [str(self._folder), str(Path.cwd())]
-        return tuple(dict.fromkeys(folder for folder in found if folder and Path(folder).is_dir()))
 
     def _note(self) -> None:
         for key, why in WITHOUT_EFFECT.items():

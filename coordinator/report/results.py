@@ -64,6 +64,7 @@ def summary(study: Study, trials: Sequence[Trial], directory: Path) -> dict[str,
             "stopped": counts.stopped,
         },
         "trials_per_minute": round(60.0 * ended / seconds, 2) if seconds else 0.0,
+        "late_messages": study.late_messages,
         "stages": [_stage(stage, trials) for stage in study.stages],
         "best": _best_of_all(directory, study),
     }
@@ -119,7 +120,9 @@ def best_config(config_yaml: str, best: Trial, spec: StudySpec) -> str:
     head = (
         f"# Trial {best.number} of study {spec.study_id}, the best: {spec.objective.value} {best.loss!r}.\n"
     )
-    return head + yaml.safe_dump(config, sort_keys=False, default_flow_style=None, width=100)
+    return head + yaml.safe_dump(
+        config, sort_keys=False, default_flow_style=None, width=100, allow_unicode=True
+    )
 
 
 def _stage(stage: Stage, trials: Sequence[Trial]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coordinator.domain import StudySpec, Update
@@ -14,12 +15,15 @@ if TYPE_CHECKING:
 Observer = Callable[[Update], None]
 
 
-def watch(spec: StudySpec, console: Console) -> AbstractContextManager[Observer]:
-    """Shows a study for the time of the context; the observer that it gives takes the updates."""
+def watch(spec: StudySpec, console: Console, logs: Path | None = None) -> AbstractContextManager[Observer]:
+    """Shows a study for the time of the context; the observer that it gives takes the updates.
+
+    ``logs`` is the folder where logs of failed trials are kept.
+    """
     if console.is_terminal and not console.is_dumb_terminal:
         from coordinator.view.live import LiveView
 
-        return LiveView(spec, console)
+        return LiveView(spec, console, logs)
     from coordinator.view.plain import PlainView
 
-    return PlainView(spec, console)
+    return PlainView(spec, console, logs)

@@ -20,8 +20,8 @@ _STYLES = {
 }
 
 
-def show_result(study: Study, directory: Path, console: Console) -> None:
-    """Prints the stages with their best trials, the best of all, and the output directory."""
+def show_result(study: Study, directory: Path, console: Console, url: str | None = None) -> None:
+    """Prints the stages with their best trials, the best of all, the output directory and the ``url``."""
     if study.stages:
         table = Table(
             "stage", "trials", "steps", "best loss", "trial", "parameters", box=None, pad_edge=False
@@ -67,4 +67,5 @@ def show_result(study: Study, directory: Path, console: Console) -> None:
             what = "predictions" if kept else "model"
             problem = f"its {what} could not be kept: {study.model_problem}"
             console.print(Text(problem, style="yellow"), soft_wrap=True)
-    console.print(Text(f"results in {directory}"), soft_wrap=True)
+    also = f" and at {url}" if url is not None else ""
+    console.print(Text(f"results in {directory}{also}"), soft_wrap=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -14,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from coordinator.domain import Notice, StudySpec, Trial, TrialState, Update
+from coordinator.view.failure import LastLines
 from coordinator.view.progress import Progress, describe_loss, describe_seconds
 
 REFRESHES_PER_SECOND = 4
@@ -31,9 +33,10 @@ _STYLES = {
 class LiveView:
     """Redraws at its own pace, from a thread of rich's; updates only change the state."""
 
-    def __init__(self, spec: StudySpec, console: Console) -> None:
+    def __init__(self, spec: StudySpec, console: Console, logs: Path | None = None) -> None:
         self._progress = Progress(spec)
         self._ended: deque[Trial] = deque(maxlen=SHOWN_ENDED)
+        self._last_lines = LastLines(logs)
         self._console = console
         self._live = Live(
             get_renderable=self._render,
@@ -59,6 +62,8 @@ class LiveView:
             if update.failure is not None:
                 line = f"trial {update.number} {update.state.value}: {update.failure.message}"
                 self._live.console.print(Text(line, style="red"))
+                for line in self._last_lines.of(update):
+                    self._live.console.print(Text(line, style="dim"), soft_wrap=True)
         elif isinstance(update, Notice):
             style = "yellow" if update.warning else "dim"
             self._live.console.print(Text(update.message, style=style))

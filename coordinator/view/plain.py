@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import time
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
 
-from coordinator.domain import Notice, Report, Study, StudySpec, Trial, TrialState, Update
+from coordinator.domain import Notice, Report, Reports, Study, StudySpec, Trial, TrialState, Update
+from coordinator.view.failure import LastLines
 from coordinator.view.progress import Progress, describe_loss
 
 LOSS_LINE_SECONDS = 2.0
@@ -19,8 +21,9 @@ LOSS_LINE_SECONDS = 2.0
 class PlainView:
     """One line for each trial that ends, and now and then one for the losses of those that run."""
 
-    def __init__(self, spec: StudySpec, console: Console) -> None:
+    def __init__(self, spec: StudySpec, console: Console, logs: Path | None = None) -> None:
         self._progress = Progress(spec)
+        self._last_lines = LastLines(logs)
         self._console = console
         self._stage = 0
         self._best: float | None = None
@@ -47,11 +50,12 @@ class PlainView:
                     f"stage {self._stage} of {update.number_of_stages}: "
                     f"{budget.opt_epoch} trials of {budget.train_epoch} steps"
                 )
-            case Report() if update.attempt.trial in progress.reports and update.task.is_chief:
-                self._loss_line(update)
+            case Reports() if update.attempt.trial in progress.reports and update.task.is_chief:
+                self._loss_line(progress.reports[update.attempt.trial])
             case Trial() if update.state.ended:
                 self._due.pop(update.number, None)
-                self._line(self._trial_line(update))
+                for line in (self._trial_line(update), *self._last_lines.of(update)):
+                    self._line(line)
             case Notice():
                 self._line(("warning: " if update.warning else "") + update.message)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from coordinator.domain import Report, Study, StudySpec, Trial, TrialCounts, TrialState, Update
+from coordinator.domain import Report, Reports, Study, StudySpec, Trial, TrialCounts, TrialState, Update
 from coordinator.search.space import Space, is_fixed
 
 
@@ -34,8 +34,8 @@ class Progress:
             self.reports.pop(update.number, None)
             if update.state.ended:
                 self._steps_done += self.steps_of(update)
-        elif isinstance(update, Report) and update.task.is_chief and update.attempt.trial in self.running:
-            self.reports[update.attempt.trial] = update
+        elif isinstance(update, Reports) and update.task.is_chief and update.attempt.trial in self.running:
+            self.reports[update.attempt.trial] = update.last
 
     def steps_of(self, trial: Trial) -> int:
         """Global steps that a trial trains for."""

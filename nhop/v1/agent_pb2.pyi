@@ -66,16 +66,35 @@ Global___StopReason: _TypeAlias = StopReason  # noqa: Y015
 
 @_typing.final
 class GetInventoryRequest(_message.Message):
-    """Asks for the inventory."""
+    """Asks for the inventory; a sign of life for the attempts of the studies that it names."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    STUDY_IDS_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    UPTIME_FIELD_NUMBER: _builtins.int
+    incarnation: _builtins.str
+    """Incarnation and uptime in the newest answer that the caller has received from this agent. What an
+    agent knows to have arrived counts, so that a connection that is cut in one direction only is noticed.
+    """
+    @_builtins.property
+    def study_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Studies that the caller coordinates, by the names that AgentService knows them by."""
+
+    @_builtins.property
+    def uptime(self) -> _duration_pb2.Duration:
+        """See incarnation; absent: none was received."""
+
     def __init__(
         self,
+        *,
+        study_ids: _abc.Iterable[_builtins.str] | None = ...,
+        incarnation: _builtins.str = ...,
+        uptime: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["uptime", b"uptime"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "study_ids", b"study_ids", "uptime", b"uptime"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -100,6 +119,9 @@ class GetInventoryResponse(_message.Message):
     INCARNATION_FIELD_NUMBER: _builtins.int
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     GPUS_FIELD_NUMBER: _builtins.int
+    UPTIME_FIELD_NUMBER: _builtins.int
+    FIRST_PORT_FIELD_NUMBER: _builtins.int
+    LAST_PORT_FIELD_NUMBER: _builtins.int
     hostname: _builtins.str
     """Name of the host as it calls itself."""
     nhop_version: _builtins.str
@@ -122,6 +144,10 @@ class GetInventoryResponse(_message.Message):
     """Changes at every start of the agent."""
     memory_bytes: _builtins.int
     """Memory of the host in bytes."""
+    first_port: _builtins.int
+    """First and last port that tasks may listen on."""
+    last_port: _builtins.int
+    """See first_port."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
         """The host's wall clock."""
@@ -129,6 +155,10 @@ class GetInventoryResponse(_message.Message):
     @_builtins.property
     def gpus(self) -> _containers.RepeatedCompositeFieldContainer[Global___Gpu]:
         """GPUs of the host."""
+
+    @_builtins.property
+    def uptime(self) -> _duration_pb2.Duration:
+        """Time since the agent was started, on a clock that nobody can set."""
 
     def __init__(
         self,
@@ -146,10 +176,13 @@ class GetInventoryResponse(_message.Message):
         incarnation: _builtins.str = ...,
         memory_bytes: _builtins.int = ...,
         gpus: _abc.Iterable[Global___Gpu] | None = ...,
+        uptime: _duration_pb2.Duration | None = ...,
+        first_port: _builtins.int = ...,
+        last_port: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time", "uptime", b"uptime"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_cores", b"cpu_cores", "free_disk_bytes", b"free_disk_bytes", "free_slots", b"free_slots", "gpus", b"gpus", "hostname", b"hostname", "incarnation", b"incarnation", "memory_bytes", b"memory_bytes", "nhop_version", b"nhop_version", "python_version", b"python_version", "slots", b"slots", "task_address", b"task_address", "tensorflow_version", b"tensorflow_version", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_cores", b"cpu_cores", "first_port", b"first_port", "free_disk_bytes", b"free_disk_bytes", "free_slots", b"free_slots", "gpus", b"gpus", "hostname", b"hostname", "incarnation", b"incarnation", "last_port", b"last_port", "memory_bytes", b"memory_bytes", "nhop_version", b"nhop_version", "python_version", b"python_version", "slots", b"slots", "task_address", b"task_address", "tensorflow_version", b"tensorflow_version", "time", b"time", "uptime", b"uptime"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -375,6 +408,8 @@ class TrainingSpec(_message.Message):
     CHECKPOINT_EVERY_FIELD_NUMBER: _builtins.int
     KEEP_MODEL_FIELD_NUMBER: _builtins.int
     KEEP_MODEL_BELOW_FIELD_NUMBER: _builtins.int
+    CODE_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """"Regressor" or "package.module:Name"."""
     working_directory: _builtins.str
@@ -399,6 +434,13 @@ class TrainingSpec(_message.Message):
     """Whether the chief saves its trained model and predictions."""
     keep_model_below: _builtins.float
     """With keep_model: only where the loss on held-out data is below this; absent: in any case."""
+    code: _builtins.str
+    """Digest of a bundle that holds the user's code: put first on the import path of the tasks, and their
+    working directory where none is given. Empty: none. NOT_FOUND of StartAttempt, with an ErrorInfo of
+    reason BUNDLE: the agent does not have it (any more).
+    """
+    data: _builtins.str
+    """Digest of a bundle that holds data: relative paths of load_data_dir are within it. Empty: none."""
     @_builtins.property
     def python_path(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Folders put first on the import path of the tasks (absolute paths on the host)."""
@@ -434,10 +476,12 @@ class TrainingSpec(_message.Message):
         checkpoint_every: _builtins.int = ...,
         keep_model: _builtins.bool = ...,
         keep_model_below: _builtins.float | None = ...,
+        code: _builtins.str = ...,
+        data: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_keep_model_below", b"_keep_model_below", "keep_model_below", b"keep_model_below", "parameters", b"parameters", "report_interval", b"report_interval", "settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_keep_model_below", b"_keep_model_below", "checkpoint_every", b"checkpoint_every", "keep_model", b"keep_model", "keep_model_below", b"keep_model_below", "model", b"model", "parameter_servers", b"parameter_servers", "parameters", b"parameters", "python_path", b"python_path", "report_interval", b"report_interval", "seed", b"seed", "settings", b"settings", "sync_backup_workers", b"sync_backup_workers", "sync_replicas", b"sync_replicas", "train_epoch", b"train_epoch", "train_tolerance", b"train_tolerance", "workers", b"workers", "working_directory", b"working_directory"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_keep_model_below", b"_keep_model_below", "checkpoint_every", b"checkpoint_every", "code", b"code", "data", b"data", "keep_model", b"keep_model", "keep_model_below", b"keep_model_below", "model", b"model", "parameter_servers", b"parameter_servers", "parameters", b"parameters", "python_path", b"python_path", "report_interval", b"report_interval", "seed", b"seed", "settings", b"settings", "sync_backup_workers", b"sync_backup_workers", "sync_replicas", b"sync_replicas", "train_epoch", b"train_epoch", "train_tolerance", b"train_tolerance", "workers", b"workers", "working_directory", b"working_directory"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__keep_model_below: _TypeAlias = _typing.Literal["keep_model_below"]  # noqa: Y015
     _WhichOneofArgType__keep_model_below: _TypeAlias = _typing.Literal["_keep_model_below", b"_keep_model_below"]  # noqa: Y015
@@ -455,6 +499,7 @@ class AttemptLimits(_message.Message):
     STOP_GRACE_FIELD_NUMBER: _builtins.int
     TERMINATE_GRACE_FIELD_NUMBER: _builtins.int
     RUN_FIELD_NUMBER: _builtins.int
+    SILENCE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def start(self) -> _duration_pb2.Duration:
         """From fork until the task says that it is ready to train."""
@@ -471,6 +516,14 @@ class AttemptLimits(_message.Message):
     def run(self) -> _duration_pb2.Duration:
         """Of the whole attempt on the host; zero: none."""
 
+    @_builtins.property
+    def silence(self) -> _duration_pb2.Duration:
+        """The agent ends the attempt when its coordinator has not been heard of for so long (see
+        GetInventoryRequest), so that nothing of it runs once the coordinator counts the host as lost; zero: never. Should the
+        agent itself hang, the tasks end by themselves after this time, or after its --orphan-limit where
+        that is shorter.
+        """
+
     def __init__(
         self,
         *,
@@ -478,10 +531,11 @@ class AttemptLimits(_message.Message):
         stop_grace: _duration_pb2.Duration | None = ...,
         terminate_grace: _duration_pb2.Duration | None = ...,
         run: _duration_pb2.Duration | None = ...,
+        silence: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["run", b"run", "start", b"start", "stop_grace", b"stop_grace", "terminate_grace", b"terminate_grace"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["run", b"run", "silence", b"silence", "start", b"start", "stop_grace", b"stop_grace", "terminate_grace", b"terminate_grace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["run", b"run", "start", b"start", "stop_grace", b"stop_grace", "terminate_grace", b"terminate_grace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["run", b"run", "silence", b"silence", "start", b"start", "stop_grace", b"stop_grace", "terminate_grace", b"terminate_grace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -948,8 +1002,11 @@ class ReadLogRequest(_message.Message):
     ATTEMPT_FIELD_NUMBER: _builtins.int
     TASK_FIELD_NUMBER: _builtins.int
     OFFSET_FIELD_NUMBER: _builtins.int
+    FOLLOW_FIELD_NUMBER: _builtins.int
     offset: _builtins.int
     """First byte wanted; negative: that many bytes from the end."""
+    follow: _builtins.bool
+    """Whether to go on, with what is added, until the task has ended."""
     @_builtins.property
     def attempt(self) -> _types_pb2.AttemptId:
         """The attempt."""
@@ -964,10 +1021,11 @@ class ReadLogRequest(_message.Message):
         attempt: _types_pb2.AttemptId | None = ...,
         task: _types_pb2.TaskId | None = ...,
         offset: _builtins.int = ...,
+        follow: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "task", b"task"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "offset", b"offset", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "follow", b"follow", "offset", b"offset", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1121,3 +1179,169 @@ class WriteArtifactResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WriteArtifactResponse: _TypeAlias = WriteArtifactResponse  # noqa: Y015
+
+@_typing.final
+class PutBundleRequest(_message.Message):
+    """Gives a folder: first what it is, then its archive."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    """A piece of the archive, at most 1 MiB."""
+    @_builtins.property
+    def header(self) -> Global___BundleHeader:
+        """Must be the first message, and only the first."""
+
+    def __init__(
+        self,
+        *,
+        header: Global___BundleHeader | None = ...,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "header", b"header", "kind", b"kind"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "header", b"header", "kind", b"kind"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["header", "data"]  # noqa: Y015
+    _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
+
+Global___PutBundleRequest: _TypeAlias = PutBundleRequest  # noqa: Y015
+
+@_typing.final
+class BundleHeader(_message.Message):
+    """What is about to be sent: a gzip-compressed tar archive of regular files and folders only, with
+    relative names without "..", each once.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    digest: _builtins.str
+    """SHA-256 of the archive, 64 hexadecimal digits in lower case."""
+    size: _builtins.int
+    """Bytes of the archive."""
+    def __init__(
+        self,
+        *,
+        digest: _builtins.str = ...,
+        size: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "size", b"size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BundleHeader: _TypeAlias = BundleHeader  # noqa: Y015
+
+@_typing.final
+class PutBundleResponse(_message.Message):
+    """The folder is there."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PutBundleResponse: _TypeAlias = PutBundleResponse  # noqa: Y015
+
+@_typing.final
+class OpenProbeRequest(_message.Message):
+    """Asks for a probe."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OpenProbeRequest: _TypeAlias = OpenProbeRequest  # noqa: Y015
+
+@_typing.final
+class OpenProbeResponse(_message.Message):
+    """A probe is open."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
+    address: _builtins.str
+    """"host:port" at which tasks of other hosts would reach it."""
+    token: _builtins.str
+    """What it answers."""
+    def __init__(
+        self,
+        *,
+        address: _builtins.str = ...,
+        token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OpenProbeResponse: _TypeAlias = OpenProbeResponse  # noqa: Y015
+
+@_typing.final
+class CheckReachRequest(_message.Message):
+    """Asks an agent to reach probes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROBES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def probes(self) -> _containers.RepeatedCompositeFieldContainer[Global___OpenProbeResponse]:
+        """At most 1,000."""
+
+    def __init__(
+        self,
+        *,
+        probes: _abc.Iterable[Global___OpenProbeResponse] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["probes", b"probes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckReachRequest: _TypeAlias = CheckReachRequest  # noqa: Y015
+
+@_typing.final
+class CheckReachResponse(_message.Message):
+    """How that went."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROBLEMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def problems(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """In the order of the request: empty where the probe was reached, what went wrong otherwise."""
+
+    def __init__(
+        self,
+        *,
+        problems: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["problems", b"problems"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckReachResponse: _TypeAlias = CheckReachResponse  # noqa: Y015

@@ -76,6 +76,21 @@ class AgentServiceStub:
                 request_serializer=nhop_dot_v1_dot_agent__pb2.WriteArtifactRequest.SerializeToString,
                 response_deserializer=nhop_dot_v1_dot_agent__pb2.WriteArtifactResponse.FromString,
                 _registered_method=True)
+        self.PutBundle = channel.stream_unary(
+                '/nhop.v1.AgentService/PutBundle',
+                request_serializer=nhop_dot_v1_dot_agent__pb2.PutBundleRequest.SerializeToString,
+                response_deserializer=nhop_dot_v1_dot_agent__pb2.PutBundleResponse.FromString,
+                _registered_method=True)
+        self.OpenProbe = channel.unary_unary(
+                '/nhop.v1.AgentService/OpenProbe',
+                request_serializer=nhop_dot_v1_dot_agent__pb2.OpenProbeRequest.SerializeToString,
+                response_deserializer=nhop_dot_v1_dot_agent__pb2.OpenProbeResponse.FromString,
+                _registered_method=True)
+        self.CheckReach = channel.unary_unary(
+                '/nhop.v1.AgentService/CheckReach',
+                request_serializer=nhop_dot_v1_dot_agent__pb2.CheckReachRequest.SerializeToString,
+                response_deserializer=nhop_dot_v1_dot_agent__pb2.CheckReachResponse.FromString,
+                _registered_method=True)
 
 
 class AgentServiceServicer:
@@ -155,6 +170,33 @@ class AgentServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PutBundle(self, request_iterator, context):
+        """Gives the agent a folder of files (a user's code, or small data), packed, under the digest of its
+        archive. Once the agent has taken the header it sends its initial metadata, with the key
+        "nhop-accepts": "yes" where it wants the content, "have" where it has that folder already (the
+        caller then sends nothing more). The folder is there whole, or not at all.
+        INVALID_ARGUMENT: the archive is not as it must be (see PutBundleRequest).
+        RESOURCE_EXHAUSTED: it is too large for the agent's limits, or the disk is full.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def OpenProbe(self, request, context):
+        """Opens a port of the range of task ports for some seconds, which answers every connection with a
+        token: another host that reads it can reach the tasks of this one. RESOURCE_EXHAUSTED: no free port.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CheckReach(self, request, context):
+        """Tries to reach probes of other agents from this host.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AgentServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -197,6 +239,21 @@ def add_AgentServiceServicer_to_server(servicer, server):
                     servicer.WriteArtifact,
                     request_deserializer=nhop_dot_v1_dot_agent__pb2.WriteArtifactRequest.FromString,
                     response_serializer=nhop_dot_v1_dot_agent__pb2.WriteArtifactResponse.SerializeToString,
+            ),
+            'PutBundle': grpc.stream_unary_rpc_method_handler(
+                    servicer.PutBundle,
+                    request_deserializer=nhop_dot_v1_dot_agent__pb2.PutBundleRequest.FromString,
+                    response_serializer=nhop_dot_v1_dot_agent__pb2.PutBundleResponse.SerializeToString,
+            ),
+            'OpenProbe': grpc.unary_unary_rpc_method_handler(
+                    servicer.OpenProbe,
+                    request_deserializer=nhop_dot_v1_dot_agent__pb2.OpenProbeRequest.FromString,
+                    response_serializer=nhop_dot_v1_dot_agent__pb2.OpenProbeResponse.SerializeToString,
+            ),
+            'CheckReach': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckReach,
+                    request_deserializer=nhop_dot_v1_dot_agent__pb2.CheckReachRequest.FromString,
+                    response_serializer=nhop_dot_v1_dot_agent__pb2.CheckReachResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -417,6 +474,87 @@ class AgentService:
             '/nhop.v1.AgentService/WriteArtifact',
             nhop_dot_v1_dot_agent__pb2.WriteArtifactRequest.SerializeToString,
             nhop_dot_v1_dot_agent__pb2.WriteArtifactResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PutBundle(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/nhop.v1.AgentService/PutBundle',
+            nhop_dot_v1_dot_agent__pb2.PutBundleRequest.SerializeToString,
+            nhop_dot_v1_dot_agent__pb2.PutBundleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def OpenProbe(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nhop.v1.AgentService/OpenProbe',
+            nhop_dot_v1_dot_agent__pb2.OpenProbeRequest.SerializeToString,
+            nhop_dot_v1_dot_agent__pb2.OpenProbeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckReach(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nhop.v1.AgentService/CheckReach',
+            nhop_dot_v1_dot_agent__pb2.CheckReachRequest.SerializeToString,
+            nhop_dot_v1_dot_agent__pb2.CheckReachResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -76,6 +76,20 @@ class AgentServiceStub:
     NOT_FOUND: not prepared here. FAILED_PRECONDITION: it was started, or has ended.
     RESOURCE_EXHAUSTED: the disk is full.
     """
+    PutBundle: _grpc.StreamUnaryMultiCallable[_agent_pb2.PutBundleRequest, _agent_pb2.PutBundleResponse]
+    """Gives the agent a folder of files (a user's code, or small data), packed, under the digest of its
+    archive. Once the agent has taken the header it sends its initial metadata, with the key
+    "nhop-accepts": "yes" where it wants the content, "have" where it has that folder already (the
+    caller then sends nothing more). The folder is there whole, or not at all.
+    INVALID_ARGUMENT: the archive is not as it must be (see PutBundleRequest).
+    RESOURCE_EXHAUSTED: it is too large for the agent's limits, or the disk is full.
+    """
+    OpenProbe: _grpc.UnaryUnaryMultiCallable[_agent_pb2.OpenProbeRequest, _agent_pb2.OpenProbeResponse]
+    """Opens a port of the range of task ports for some seconds, which answers every connection with a
+    token: another host that reads it can reach the tasks of this one. RESOURCE_EXHAUSTED: no free port.
+    """
+    CheckReach: _grpc.UnaryUnaryMultiCallable[_agent_pb2.CheckReachRequest, _agent_pb2.CheckReachResponse]
+    """Tries to reach probes of other agents from this host."""
 
 @_typing.type_check_only
 class AgentServiceAsyncStub(AgentServiceStub):
@@ -123,6 +137,20 @@ class AgentServiceAsyncStub(AgentServiceStub):
     NOT_FOUND: not prepared here. FAILED_PRECONDITION: it was started, or has ended.
     RESOURCE_EXHAUSTED: the disk is full.
     """
+    PutBundle: _aio.StreamUnaryMultiCallable[_agent_pb2.PutBundleRequest, _agent_pb2.PutBundleResponse]  # type: ignore[assignment]
+    """Gives the agent a folder of files (a user's code, or small data), packed, under the digest of its
+    archive. Once the agent has taken the header it sends its initial metadata, with the key
+    "nhop-accepts": "yes" where it wants the content, "have" where it has that folder already (the
+    caller then sends nothing more). The folder is there whole, or not at all.
+    INVALID_ARGUMENT: the archive is not as it must be (see PutBundleRequest).
+    RESOURCE_EXHAUSTED: it is too large for the agent's limits, or the disk is full.
+    """
+    OpenProbe: _aio.UnaryUnaryMultiCallable[_agent_pb2.OpenProbeRequest, _agent_pb2.OpenProbeResponse]  # type: ignore[assignment]
+    """Opens a port of the range of task ports for some seconds, which answers every connection with a
+    token: another host that reads it can reach the tasks of this one. RESOURCE_EXHAUSTED: no free port.
+    """
+    CheckReach: _aio.UnaryUnaryMultiCallable[_agent_pb2.CheckReachRequest, _agent_pb2.CheckReachResponse]  # type: ignore[assignment]
+    """Tries to reach probes of other agents from this host."""
 
 class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
     """One per host. Every call is idempotent: repeated, it has the same effect and
@@ -215,5 +243,37 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         NOT_FOUND: not prepared here. FAILED_PRECONDITION: it was started, or has ended.
         RESOURCE_EXHAUSTED: the disk is full.
         """
+
+    @_abc_1.abstractmethod
+    def PutBundle(
+        self,
+        request_iterator: _MaybeAsyncIterator[_agent_pb2.PutBundleRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.PutBundleResponse, _abc.Awaitable[_agent_pb2.PutBundleResponse]]:
+        """Gives the agent a folder of files (a user's code, or small data), packed, under the digest of its
+        archive. Once the agent has taken the header it sends its initial metadata, with the key
+        "nhop-accepts": "yes" where it wants the content, "have" where it has that folder already (the
+        caller then sends nothing more). The folder is there whole, or not at all.
+        INVALID_ARGUMENT: the archive is not as it must be (see PutBundleRequest).
+        RESOURCE_EXHAUSTED: it is too large for the agent's limits, or the disk is full.
+        """
+
+    @_abc_1.abstractmethod
+    def OpenProbe(
+        self,
+        request: _agent_pb2.OpenProbeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.OpenProbeResponse, _abc.Awaitable[_agent_pb2.OpenProbeResponse]]:
+        """Opens a port of the range of task ports for some seconds, which answers every connection with a
+        token: another host that reads it can reach the tasks of this one. RESOURCE_EXHAUSTED: no free port.
+        """
+
+    @_abc_1.abstractmethod
+    def CheckReach(
+        self,
+        request: _agent_pb2.CheckReachRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.CheckReachResponse, _abc.Awaitable[_agent_pb2.CheckReachResponse]]:
+        """Tries to reach probes of other agents from this host."""
 
 def add_AgentServiceServicer_to_server(servicer: AgentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

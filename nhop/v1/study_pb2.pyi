@@ -176,6 +176,7 @@ class Study(_message.Message):
     START_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
     OUTPUT_DIRECTORY_FIELD_NUMBER: _builtins.int
+    LATE_MESSAGES_FIELD_NUMBER: _builtins.int
     study_id: _builtins.str
     """Its id."""
     state: Global___StudyState.ValueType
@@ -188,6 +189,8 @@ class Study(_message.Message):
     """Number of stages."""
     output_directory: _builtins.str
     """Where the coordinator keeps its results (a path on its machine)."""
+    late_messages: _builtins.int
+    """Messages of attempts that were over or superseded: refused, they changed nothing."""
     @_builtins.property
     def counts(self) -> Global___TrialCounts:
         """Trials of all stages together."""
@@ -217,10 +220,11 @@ class Study(_message.Message):
         start_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
         output_directory: _builtins.str = ...,
+        late_messages: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["best", b"best", "counts", b"counts", "end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["best", b"best", "counts", b"counts", "end_time", b"end_time", "output_directory", b"output_directory", "reason", b"reason", "stage", b"stage", "stages", b"stages", "start_time", b"start_time", "state", b"state", "study_id", b"study_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["best", b"best", "counts", b"counts", "end_time", b"end_time", "late_messages", b"late_messages", "output_directory", b"output_directory", "reason", b"reason", "stage", b"stage", "stages", b"stages", "start_time", b"start_time", "state", b"state", "study_id", b"study_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -503,6 +507,7 @@ class WatchStudyResponse(_message.Message):
     STUDY_FIELD_NUMBER: _builtins.int
     TRIAL_FIELD_NUMBER: _builtins.int
     REPORT_FIELD_NUMBER: _builtins.int
+    NOTICE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def study(self) -> Global___Study:
         """The study changed: stage, counts, best, state. Sent first and last, too."""
@@ -515,22 +520,53 @@ class WatchStudyResponse(_message.Message):
     def report(self) -> Global___TrialReport:
         """A task reported."""
 
+    @_builtins.property
+    def notice(self) -> Global___Notice:
+        """Something that the user should know; the newest ones of before the watch come at its begin."""
+
     def __init__(
         self,
         *,
         study: Global___Study | None = ...,
         trial: Global___Trial | None = ...,
         report: Global___TrialReport | None = ...,
+        notice: Global___Notice | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "report", b"report", "study", b"study", "trial", b"trial"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "notice", b"notice", "report", b"report", "study", b"study", "trial", b"trial"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "report", b"report", "study", b"study", "trial", b"trial"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "notice", b"notice", "report", b"report", "study", b"study", "trial", b"trial"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["study", "trial", "report"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["study", "trial", "report", "notice"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
 Global___WatchStudyResponse: _TypeAlias = WatchStudyResponse  # noqa: Y015
+
+@_typing.final
+class Notice(_message.Message):
+    """Something that happened, in the user's words."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    WARNING_FIELD_NUMBER: _builtins.int
+    message: _builtins.str
+    """A sentence."""
+    warning: _builtins.bool
+    """Whether something is amiss."""
+    def __init__(
+        self,
+        *,
+        message: _builtins.str = ...,
+        warning: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "warning", b"warning"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Notice: _TypeAlias = Notice  # noqa: Y015
 
 @_typing.final
 class TrialReport(_message.Message):
@@ -717,3 +753,69 @@ class GetBestTrialResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetBestTrialResponse: _TypeAlias = GetBestTrialResponse  # noqa: Y015
+
+@_typing.final
+class ReadTaskLogRequest(_message.Message):
+    """Asks for the log of a task."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STUDY_ID_FIELD_NUMBER: _builtins.int
+    TRIAL_FIELD_NUMBER: _builtins.int
+    TASK_FIELD_NUMBER: _builtins.int
+    FOLLOW_FIELD_NUMBER: _builtins.int
+    study_id: _builtins.str
+    """The study; empty: the only one of this coordinator."""
+    trial: _builtins.int
+    """The trial."""
+    task: _builtins.str
+    """"worker/0" or "ps/1"; empty: the chief."""
+    follow: _builtins.bool
+    """Whether to go on, with what is added and with new attempts, until the trial has ended."""
+    def __init__(
+        self,
+        *,
+        study_id: _builtins.str = ...,
+        trial: _builtins.int = ...,
+        task: _builtins.str = ...,
+        follow: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["follow", b"follow", "study_id", b"study_id", "task", b"task", "trial", b"trial"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadTaskLogRequest: _TypeAlias = ReadTaskLogRequest  # noqa: Y015
+
+@_typing.final
+class ReadTaskLogResponse(_message.Message):
+    """A piece of a log."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    HOST_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    host: _builtins.str
+    """The host that it runs or ran on."""
+    data: _builtins.bytes
+    """At most 64 KiB."""
+    @_builtins.property
+    def attempt(self) -> _types_pb2.AttemptId:
+        """Whose log this is: the attempt."""
+
+    def __init__(
+        self,
+        *,
+        attempt: _types_pb2.AttemptId | None = ...,
+        host: _builtins.str = ...,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "data", b"data", "host", b"host"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadTaskLogResponse: _TypeAlias = ReadTaskLogResponse  # noqa: Y015

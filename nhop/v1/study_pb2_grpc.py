@@ -70,6 +70,11 @@ class StudyServiceStub:
                 request_serializer=nhop_dot_v1_dot_study__pb2.GetBestTrialRequest.SerializeToString,
                 response_deserializer=nhop_dot_v1_dot_study__pb2.GetBestTrialResponse.FromString,
                 _registered_method=True)
+        self.ReadTaskLog = channel.unary_stream(
+                '/nhop.v1.StudyService/ReadTaskLog',
+                request_serializer=nhop_dot_v1_dot_study__pb2.ReadTaskLogRequest.SerializeToString,
+                response_deserializer=nhop_dot_v1_dot_study__pb2.ReadTaskLogResponse.FromString,
+                _registered_method=True)
 
 
 class StudyServiceServicer:
@@ -129,6 +134,14 @@ class StudyServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReadTaskLog(self, request, context):
+        """The log of a task (its stdout and stderr): of the attempt that runs, or as it was kept.
+        NOT_FOUND: no such study, trial or task, or its log was not kept. UNAVAILABLE: its host is not reached.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_StudyServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -166,6 +179,11 @@ def add_StudyServiceServicer_to_server(servicer, server):
                     servicer.GetBestTrial,
                     request_deserializer=nhop_dot_v1_dot_study__pb2.GetBestTrialRequest.FromString,
                     response_serializer=nhop_dot_v1_dot_study__pb2.GetBestTrialResponse.SerializeToString,
+            ),
+            'ReadTaskLog': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadTaskLog,
+                    request_deserializer=nhop_dot_v1_dot_study__pb2.ReadTaskLogRequest.FromString,
+                    response_serializer=nhop_dot_v1_dot_study__pb2.ReadTaskLogResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -358,6 +376,33 @@ class StudyService:
             '/nhop.v1.StudyService/GetBestTrial',
             nhop_dot_v1_dot_study__pb2.GetBestTrialRequest.SerializeToString,
             nhop_dot_v1_dot_study__pb2.GetBestTrialResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadTaskLog(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/nhop.v1.StudyService/ReadTaskLog',
+            nhop_dot_v1_dot_study__pb2.ReadTaskLogRequest.SerializeToString,
+            nhop_dot_v1_dot_study__pb2.ReadTaskLogResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -54,6 +54,10 @@ class StudyServiceStub:
     """The trials of a study, by number."""
     GetBestTrial: _grpc.UnaryUnaryMultiCallable[_study_pb2.GetBestTrialRequest, _study_pb2.GetBestTrialResponse]
     """The best trial so far. NOT_FOUND: no such study, or no trial has completed."""
+    ReadTaskLog: _grpc.UnaryStreamMultiCallable[_study_pb2.ReadTaskLogRequest, _study_pb2.ReadTaskLogResponse]
+    """The log of a task (its stdout and stderr): of the attempt that runs, or as it was kept.
+    NOT_FOUND: no such study, trial or task, or its log was not kept. UNAVAILABLE: its host is not reached.
+    """
 
 @_typing.type_check_only
 class StudyServiceAsyncStub(StudyServiceStub):
@@ -81,6 +85,10 @@ class StudyServiceAsyncStub(StudyServiceStub):
     """The trials of a study, by number."""
     GetBestTrial: _aio.UnaryUnaryMultiCallable[_study_pb2.GetBestTrialRequest, _study_pb2.GetBestTrialResponse]  # type: ignore[assignment]
     """The best trial so far. NOT_FOUND: no such study, or no trial has completed."""
+    ReadTaskLog: _aio.UnaryStreamMultiCallable[_study_pb2.ReadTaskLogRequest, _study_pb2.ReadTaskLogResponse]  # type: ignore[assignment]
+    """The log of a task (its stdout and stderr): of the attempt that runs, or as it was kept.
+    NOT_FOUND: no such study, trial or task, or its log was not kept. UNAVAILABLE: its host is not reached.
+    """
 
 class StudyServiceServicer(metaclass=_abc_1.ABCMeta):
     """Served by `nhop-coordinator --serve ADDRESS`."""
@@ -147,5 +155,15 @@ class StudyServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_study_pb2.GetBestTrialResponse, _abc.Awaitable[_study_pb2.GetBestTrialResponse]]:
         """The best trial so far. NOT_FOUND: no such study, or no trial has completed."""
+
+    @_abc_1.abstractmethod
+    def ReadTaskLog(
+        self,
+        request: _study_pb2.ReadTaskLogRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_study_pb2.ReadTaskLogResponse], _abc.AsyncIterator[_study_pb2.ReadTaskLogResponse]]:
+        """The log of a task (its stdout and stderr): of the attempt that runs, or as it was kept.
+        NOT_FOUND: no such study, trial or task, or its log was not kept. UNAVAILABLE: its host is not reached.
+        """
 
 def add_StudyServiceServicer_to_server(servicer: StudyServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

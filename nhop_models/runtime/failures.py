@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import sysconfig
 import traceback
 from pathlib import Path
@@ -12,6 +13,7 @@ import tensorflow as tf
 
 from nhop_models.base import DataError
 from nhop_models.contract import MAX_DETAIL, FailureKind, Outcome, TaskStatus
+from nhop_models.fetching import NotNowError, with_urls
 
 if TYPE_CHECKING:
     from nhop_models.runtime.task import Task
@@ -25,6 +27,7 @@ SHIPPED = {
 """The models that come with NHOP, by the names that ``nn_model`` has for them."""
 
 _OWN_FOLDER = str(Path(__file__).resolve().parent.parent)
+_SENT = re.compile(r".*/bundles/[0-9a-f]{64}/")
 _STANDARD_LIBRARY = sysconfig.get_path("stdlib")
 _PIPELINE = "IteratorGetNext"  # the operation that gives a pipeline's elements, as errors name it
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN}
@@ -63,7 +66,8 @@ def classify(error: BaseException, *, shipped: bool, served: bool) -> tuple[Fail
     if isinstance(error, TaskError):
         return error.kind, str(error)
     if isinstance(error, DataError):
-        return FailureKind.DATA, str(error)
+        passing = isinstance(error, NotNowError)
+        return FailureKind.RESOURCES if passing else FailureKind.DATA, with_urls(str(error))
     if isinstance(error, SystemExit):
         return FailureKind.USER_CODE, f"the model's code called sys.exit({error.code!r})"
     if isinstance(error, (MemoryError, tf.errors.ResourceExhaustedError)):
@@ -91,7 +95,9 @@ def _place(error: BaseException) -> str:
     if not own:
         return ""
     frame = own[-1]
-    return f" (in {frame.filename}:{frame.lineno}, {frame.name})"
+    # Of code that was sent the user knows the folder, not where an agent keeps it.
+    name = _SENT.sub("", frame.filename)
+    return f" (in {name}:{frame.lineno}, {frame.name})"
 
 
 def first_line(error: BaseException) -> str:

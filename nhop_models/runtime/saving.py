@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -33,7 +36,8 @@ def save(
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
         _compile(model, keras_model)
-        keras_model.save(folder / MODEL_FILE)
+        with _temporary_files_in(task.directory):
+            keras_model.save(folder / MODEL_FILE)
         sizes[MODEL_FILE] = (folder / MODEL_FILE).stat().st_size
         if evaluation.y_pred is not None:
             np.savez(folder / PREDICTIONS_FILE, y_true=evaluation.y_true, y_pred=evaluation.y_pred)
@@ -43,6 +47,17 @@ def save(
             (folder / name).unlink(missing_ok=True)
         notes.append(f"the model could not be saved ({type(error).__name__}: {first_line(error)})")
     return sizes, notes
+
+
+@contextlib.contextmanager
+def _temporary_files_in(folder: Path) -> Iterator[None]:
+    """Keras makes a folder for a model's assets: that of a task that is killed goes with its attempt."""
+    before = tempfile.tempdir
+    tempfile.tempdir = str(folder)
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
 
 
 def _compile(model: NNModel, keras_model: keras.Model) -> None:

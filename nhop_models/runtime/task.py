@@ -8,6 +8,7 @@ that thread, its outcome written. Processes that the user's code starts have the
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import faulthandler
 import gc
@@ -40,6 +41,8 @@ from nhop_models.runtime.reporter import Reporter
 
 _PR_SET_NAME = 15
 LEASE_CHECK_SECONDS = 1.0
+GENERATED = "__autograph_generated_file"
+"""How the modules begin that TensorFlow makes of a user's functions (autograph/pyct/loader.py)."""
 NEXT_STEP_SECONDS = 0.1
 """How long a task that is asked to end may take to come to its next step."""
 
@@ -62,6 +65,7 @@ class Task:
         try:
             self.reporter.finish()
             outcome.write(self.directory / f"{self.identity.file_stem}.outcome.json")
+            _remove_generated_files()
             sys.stdout.flush()
             sys.stderr.flush()
         except OSError as error:
@@ -153,7 +157,24 @@ def run(directory: str, identity: TaskId, environment: Mapping[str, str]) -> Non
     except BaseException as error:  # noqa: BLE001  (whatever ended the task is its outcome)
         if task.stop.is_set():
             task.end(task.outcome(TaskStatus.STOPPED))
-        task.end(failures.outcome_of(error, task))
+        outcome = failures.outcome_of(error, task)
+        _log(outcome.detail or outcome.message)
+        task.end(outcome)
+
+
+def _remove_generated_files() -> None:
+    """Does what TensorFlow would at exit: it writes a file for each function in a ``tf.data`` pipeline."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith(GENERATED) and module.__file__:
+            with contextlib.suppress(OSError):
+                Path(module.__file__).unlink()
+
+
+def _log(text: str) -> None:
+    """Ends the log with what ended the task, for those who read that alone."""
+    with contextlib.suppress(OSError, ValueError):  # no room, or the user's code has closed it
+        sys.stdout.flush()
+        os.write(2, text.rstrip("\n").encode(errors="replace") + b"\n")
 
 
 def name_process(name: str) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import keras
 
 from nhop_models.base import HyperParameters, NNModel
-from nhop_models.contract import Outcome, TaskStatus
+from nhop_models.contract import Outcome, TaskSpec, TaskStatus
 from nhop_models.runtime import cluster, functions, saving
 from nhop_models.runtime.data import check_data
 from nhop_models.runtime.loading import check_model, load_model
@@ -26,12 +28,23 @@ def run(task: Task) -> Outcome:
     spec = task.spec
     server = cluster.start_server(spec, task.identity) if spec.ps else None
     keras.utils.set_random_seed(spec.seed % 2**32)
-    hp = HyperParameters(spec.settings, spec.parameters)
+    hp = HyperParameters(_located(spec), spec.parameters)
     with task.reporter.phase("data"):
         found = load_model(spec.model)
     if isinstance(found, type):
         return _train(task, found(), hp, server.target if server else "")
     return functions.run(task, found, hp, server)
+
+
+def _located(spec: TaskSpec) -> Mapping[str, Any]:
+    """The settings, with the place of data that was sent to this host."""
+    if not spec.data_directory:
+        return spec.settings
+    settings = {**spec.settings, "data_dir": spec.data_directory}
+    location = settings.get("load_data_dir")
+    if location is not None and "://" not in location:
+        settings["load_data_dir"] = os.path.normpath(os.path.join(spec.data_directory, location))  # noqa: PTH118
+    return settings
 
 
 def _train(task: Task, model: NNModel, hp: HyperParameters, target: str) -> Outcome:

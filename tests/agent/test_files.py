@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import logging
 import os
 from pathlib import Path
@@ -271,6 +273,40 @@ async def test_a_batch_reads_no_more_of_a_spool_than_it_sends(tmp_path: Path, wr
     await subscription.next_batch()
     assert not subscription.emptied.is_set()
     assert [event.sequence for event in await subscription.next_batch()] == list(range(500, 601))
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
+async def test_without_descriptors_nothing_is_left_out(
+    tmp_path: Path, writer: SpoolWriter, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    monkeypatch.setattr("agent.streams.BLOCKED_PAUSE", 0.01)
+    attempt = _Attempt(tmp_path)
+    for event in EVENTS:
+        attempt.log.append(1.0, event)
+    report(writer, 1)
+    refusals = iter([OSError(number, "none left")] * 3)
+    read = SpoolReader.read
+
+    def refused(reader: SpoolReader, limit: int) -> object:
+        if error := next(refusals, None):
+            raise error
+        return read(reader, limit)
+
+    monkeypatch.setattr(SpoolReader, "read", refused)
+    subscription = Subscription("s", {}, [attempt])
+    async with asyncio.timeout(10):
+        events = await subscription.next_batch() + await subscription.next_batch()
+    assert [event.source for event in events] == ["agent", "worker/0", "agent", "agent"]
+
+
+async def test_a_spool_that_can_never_be_read_ends_the_stream(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt = _Attempt(tmp_path)
+    attempt.log.append(1.0, EVENTS[0])
+    (tmp_path / "worker-0.reports").mkdir()
+    with pytest.raises(IsADirectoryError):
+        await Subscription("s", {}, [attempt]).next_batch()
 
 
 # --- files that the system does not let be read ---------------------------------------------

@@ -121,6 +121,16 @@ def test_a_lease_knows_what_it_was_given_for(gpus: GpuPool) -> None:
     book.release(ATTEMPT)
 
 
+def test_a_range_that_is_taken_is_named_with_the_remedy() -> None:
+    ports = pool(2)
+    taken = ports.take(1)
+    message = rf"^2 ports wanted, 1 free of {LOW}-{LOW + 1}: .*--port-range"
+    with pytest.raises(NotEnoughError, match=message) as error:
+        ports.take(2)
+    ports.release(taken)
+    assert error.value.resource == "PORTS"
+
+
 def test_a_port_is_not_used_again_at_once() -> None:
     ports = pool()
     first = ports.take(1)

@@ -18,6 +18,7 @@ from agent.domain import (
 )
 from agent.events import (
     AgentRestarted,
+    CoordinatorSilent,
     DeadlineReached,
     Event,
     StartRequested,
@@ -307,6 +308,66 @@ def test_a_restarted_agent_stops_what_runs() -> None:
     failure = result(machine.handle(exited(CHIEF, STOPPED), 1.0)).failure
     assert failure is not None
     assert failure.kind is FailureKind.HOST_LOST
+
+
+# --- a coordinator that is out of reach -----------------------------------------------------
+
+
+def test_tasks_are_told_to_end_when_their_coordinator_is_silent() -> None:
+    assert running().handle(CoordinatorSilent(80.0), 1.0) == [
+        SignalTask(CHIEF, Rung.STOP),
+        SignalTask(OTHER, Rung.STOP),
+    ]
+
+
+@pytest.mark.parametrize("machine", [forked(), running()], ids=["starting", "running"])
+def test_a_task_that_ends_for_a_silent_coordinator_was_lost_with_its_host(machine: AttemptMachine) -> None:
+    machine.handle(CoordinatorSilent(80.0), 1.0)
+    failure = result(machine.handle(exited(CHIEF, STOPPED), 1.5)).failure
+    assert failure is not None
+    assert failure.kind is FailureKind.HOST_LOST
+    assert failure.message.startswith(
+        "worker/0: ended, so that the trial may be tried again elsewhere: its coordinator was out of reach "
+        "for 80 s"
+    )
+    assert stop_all(machine) is StopReason.FAILED
+
+
+def test_a_chief_that_completes_meanwhile_has_completed() -> None:
+    machine = running()
+    machine.handle(CoordinatorSilent(80.0), 1.0)
+    assert result(machine.handle(exited(CHIEF, COMPLETED), 1.5)).status is TaskStatus.COMPLETED
+
+
+def test_forks_under_way_are_withdrawn_for_a_silent_coordinator() -> None:
+    machine = prepared()
+    machine.handle(StartRequested(LIMITS), 0.0)
+    assert machine.handle(CoordinatorSilent(80.0), 1.0) == [WithdrawFork(CHIEF), WithdrawFork(OTHER)]
+    failure = result(machine.handle(TaskForkWithdrawn(CHIEF), 1.0)).failure
+    assert failure is not None
+    assert failure.kind is FailureKind.HOST_LOST
+
+
+def test_what_was_only_leased_is_released_for_a_silent_coordinator() -> None:
+    assert prepared().handle(CoordinatorSilent(80.0), 1.0) == [
+        ReleaseLease(),
+        RecordEvent(AttemptEnded(StopReason.RELEASED)),
+    ]
+
+
+@pytest.mark.parametrize("last", [StopRequested(StopReason.PRUNED), exited(CHIEF, COMPLETED)], ids=str)
+def test_what_stops_anyhow_does_not_mind_a_silent_coordinator(last: Event) -> None:
+    machine = running()
+    machine.handle(last, 1.0)
+    with pytest.raises(IllegalTransition):
+        machine.handle(CoordinatorSilent(80.0), 1.5)
+
+
+def test_a_silent_coordinator_means_nothing_after_the_end() -> None:
+    machine = prepared()
+    machine.handle(StopRequested(StopReason.RELEASED), 1.0)
+    with pytest.raises(IllegalTransition):
+        machine.handle(CoordinatorSilent(80.0), 2.0)
 
 
 # --- what the tables do not allow -----------------------------------------------------------

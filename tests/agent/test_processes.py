@@ -31,6 +31,11 @@ def gone(pid: int) -> bool:
     return not psutil.pid_exists(pid)
 
 
+def not_running(pid: int) -> bool:
+    """Whether it has ended, reaped or not."""
+    return gone(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
 def zygote_of(agent: RealAgent) -> int:
     for child in psutil.Process(agent.process.pid).children():
         if any("zygote.py" in word for word in child.cmdline()):
@@ -43,10 +48,11 @@ async def run_to_end(agent: RealAgent, script: dict[str, Any], *tasks: str, **li
     return await agent.events(attempt_id())
 
 
-async def start_forever(agent: RealAgent, *tasks: str, **script: Any) -> dict[str, int]:
+async def start_forever(agent: RealAgent, *tasks: str, silence: float = 0.0, **script: Any) -> dict[str, int]:
     """Starts tasks that train until they are stopped; their pids, once the chief reports."""
     scripts = {"worker/0": {**FOREVER, **script}}
-    await agent.run(attempt_id(), *tasks, script=scripts, stop_grace=0.2, terminate_grace=0.2)
+    limits = {"stop_grace": 0.2, "terminate_grace": 0.2, "silence": silence}
+    await agent.run(attempt_id(), *tasks, script=scripts, **limits)
     async with agent.follow() as stream:
         events = await stream.until(is_kind("report"))
         return pids(await stream.until(lambda _: len(pids(events)) == len(tasks)))
@@ -235,6 +241,19 @@ async def test_tasks_of_a_dead_agent_end_by_themselves(tmp_path: Path) -> None:
     tasks = await start_forever(agent, "ps/0", "worker/0")
     await agent.kill()
     await eventually(lambda: all(gone(pid) for pid in tasks.values()))
+
+
+async def test_tasks_of_an_agent_that_hangs_end_before_their_coordinator_gives_the_host_up(
+    tmp_path: Path,
+) -> None:
+    agent = await RealAgent.launch(tmp_path, orphan_limit=60.0)
+    try:
+        tasks = await start_forever(agent, "ps/0", "worker/0", silence=1.0)
+        agent.process.send_signal(signal.SIGSTOP)
+        await eventually(lambda: all(not_running(pid) for pid in tasks.values()))
+    finally:
+        agent.process.send_signal(signal.SIGCONT)
+        await agent.close()
 
 
 async def test_leases_are_renewed_while_the_agent_lives(tmp_path: Path) -> None:

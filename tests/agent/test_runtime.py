@@ -95,3 +95,25 @@ async def test_a_subscription_however_short_ends_the_absence_of_a_coordinator(ag
     absences.abandoned(agent.studies_alone(), 0.0)
     agent.subscribers.remove(agent.subscribe(ATTEMPT.study_id, {}))
     assert absences.abandoned(agent.studies_alone(), agent.config.abandon_limit) == set()
+
+
+@pytest.mark.parametrize(
+    ("incarnation", "ahead", "counts"),
+    [("", 0.0, True), ("another", 0.0, False), ("", 1000.0, False)],
+    ids=["its own", "of an earlier agent", "of the future"],
+)
+async def test_which_answers_count_as_received(
+    agent: Agent, incarnation: str, ahead: float, counts: bool
+) -> None:
+    later = asyncio.get_running_loop().time() + 50.0
+    before = agent.rounds.contacts.silent_for(ATTEMPT.study_id, later)
+    uptime = agent.uptime + ahead
+    agent.heard([ATTEMPT.study_id], incarnation or agent.incarnation, uptime)
+    assert (agent.rounds.contacts.silent_for(ATTEMPT.study_id, later) < before) is counts
+
+
+async def test_a_coordinator_that_has_received_nothing_yet_says_nothing(agent: Agent) -> None:
+    later = asyncio.get_running_loop().time() + 50.0
+    before = agent.rounds.contacts.silent_for(ATTEMPT.study_id, later)
+    agent.heard([ATTEMPT.study_id], agent.incarnation, None)
+    assert agent.rounds.contacts.silent_for(ATTEMPT.study_id, later) == before > 0.0

@@ -54,7 +54,7 @@ def test_wrong_usage_is_said_and_ends_with_2(arguments: list[str], message: str)
 def test_a_state_directory_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     result = nhop_agent("--listen", "127.0.0.1:0", "--state-dir", str(tmp_path / "file" / "state"))
-    assert (result.returncode, result.stderr.count("\n")) == (1, 1)
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
     assert "cannot use the state directory" in result.stderr
 
 
@@ -64,20 +64,46 @@ def test_a_port_in_use(tmp_path: Path) -> None:
         listener.listen()
         port = listener.getsockname()[1]
         result = nhop_agent("--listen", f"127.0.0.1:{port}", "--state-dir", str(tmp_path))
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert f"nhop-agent: cannot listen on 127.0.0.1:{port}: address already in use" in result.stderr
     assert "Traceback" not in result.stderr
 
 
 async def test_a_socket_in_use(agent: RealAgent, tmp_path: Path) -> None:
     result = nhop_agent("--listen", agent.address, "--state-dir", str(tmp_path / "other"))
-    assert (result.returncode, result.stderr.count("\n")) == (1, 1)
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
     assert "address already in use" in result.stderr
+
+
+async def test_a_second_agent_on_a_port(tmp_path: Path) -> None:
+    first = await RealAgent.launch(tmp_path, listen="127.0.0.1:0")
+    try:
+        result = nhop_agent("--listen", first.address, "--state-dir", str(tmp_path / "other"))
+        assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+        assert f"cannot listen on {first.address}: address already in use" in result.stderr
+    finally:
+        await first.close()
+
+
+async def test_ports_that_others_have_all_taken(tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("0.0.0.0", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        agent = await RealAgent.launch(tmp_path, ports=(port, port))
+        try:
+            with pytest.raises(grpc.aio.AioRpcError) as refusal:
+                await agent.prepare(attempt_id(), "ps/0")
+        finally:
+            await agent.close()
+    assert refusal.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert f"1 ports wanted, 0 free of {port}-{port}" in str(refusal.value.details())
+    assert "--port-range" in str(refusal.value.details())
 
 
 async def test_a_state_directory_in_use(agent: RealAgent, tmp_path: Path) -> None:
     result = nhop_agent("--listen", f"unix:{tmp_path}/b.sock", "--state-dir", str(agent.state_dir))
-    assert (result.returncode, result.stderr.count("\n")) == (1, 1)
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
     assert f"used by another agent (pid {agent.process.pid})" in result.stderr
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import math
 import os
@@ -69,6 +70,7 @@ def scripted(request: agent_pb2.StartAttemptRequest, task: types_pb2.TaskId) -> 
         reports=int(values.get("reports", 3)),
         ready_after=0.0 if values.get("ready", True) else math.inf,
         ends_with=completed() if kind is None else failed(kind),
+        log=values["log"] + "\n" if "log" in values else None,
         artifacts={name: text.encode() for name, text in values.get("artifacts", {}).items()},
         checkpoints=(values["checkpoint"].encode(),) if "checkpoint" in values else (),
     )
@@ -122,6 +124,19 @@ class Harness:
         requests = [agent_pb2.WriteArtifactRequest(header=header)]
         requests += [agent_pb2.WriteArtifactRequest(data=piece) for piece in pieces]
         await self.stub.WriteArtifact(iter(requests), timeout=DEADLINE)
+
+    async def put(self, *pieces: bytes, digest: str | None = None, size: int | None = None) -> str:
+        """Gives a bundle in these pieces, whether it has it or not; what it says that it accepts."""
+        whole = b"".join(pieces)
+        header = agent_pb2.BundleHeader(
+            digest=hashlib.sha256(whole).hexdigest() if digest is None else digest,
+            size=len(whole) if size is None else size,
+        )
+        requests = [agent_pb2.PutBundleRequest(header=header)]
+        requests += [agent_pb2.PutBundleRequest(data=piece) for piece in pieces]
+        call = self.stub.PutBundle(iter(requests), timeout=DEADLINE)
+        await call
+        return str(dict(await call.initial_metadata())["nhop-accepts"])
 
     async def inventory(self) -> Any:
         return await self.stub.GetInventory(agent_pb2.GetInventoryRequest(), timeout=DEADLINE)

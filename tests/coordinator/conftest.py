@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 
 import pytest
 
-from coordinator.agent_link import AgentLink, Patience
+from coordinator.agent_link import AgentLink
 from coordinator.directory import StudyDirectory
-from coordinator.hosts import AgentAddress
+from coordinator.domain import Reports
+from coordinator.hosts import AgentAddress, HostPolicy
+from coordinator.patience import Patience
 from coordinator.runtime import run_study
 from tests.fakes import scripted_agent as fake
 
@@ -24,7 +27,7 @@ class Coordinator:
         self.changed = asyncio.Event()
 
     def observe(self, update):
-        self.updates.append(update)
+        self.updates.extend(update if isinstance(update, Reports) else [update])
         self.changed.set()
 
     def seen(self, kind):
@@ -37,7 +40,8 @@ class Coordinator:
                 await self.changed.wait()
 
     async def run(self, spec, *agents, **options):
-        addresses = [AgentAddress(agent.address) for agent in agents]
+        addresses = [a if isinstance(a, AgentAddress) else AgentAddress(a.address) for a in agents]
+        options.setdefault("policy", HostPolicy(wait=0.0))
         options.setdefault("patience", Patience(command=2.0, heartbeat=0.1, lost=0.4))
         with StudyDirectory.create(self.path) as directory:
             return await run_study(
@@ -62,7 +66,11 @@ async def serve(tmp_path):
             return agent
 
         yield start
-    assert [task for task in asyncio.all_tasks() if task is not asyncio.current_task()] == []
+    # A server that is closed may still be ending a call that it was about to answer.
+    deadline = time.monotonic() + 5.0
+    while left := [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]:
+        assert time.monotonic() < deadline, left
+        await asyncio.sleep(0.01)
 
 
 async def round_trip(agent):

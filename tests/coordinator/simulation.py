@@ -12,6 +12,7 @@ from coordinator.instructions import (
     DropArtifacts,
     FetchArtifacts,
     FetchCheckpoint,
+    ForgetHost,
     Instruction,
     PrepareAttempt,
     PublishModel,
@@ -58,6 +59,9 @@ class Simulation:
         self.ordered: dict[str, list[ev.Event]] = {host: [] for host in hosts}  # event streams
         self.timers: list[SetTimer] = []
         self.lost: set[str] = set()
+        self.away: set[str] = set()  # hosts that have left
+        self.forgotten: set[str] = set()  # and to which nothing leads any more
+        self.comings: dict[str, int] = {"left": 0, "joined": 0, "forgotten": 0, "changed": 0}
         self.ends: dict[int, list[Trial]] = {}
         self.started: dict[AttemptId, int] = {}
         self.below: dict[AttemptId, float | None] = {}
@@ -93,7 +97,7 @@ class Simulation:
         if self.pending:
             choices.append(lambda: self.feed(self.pending.pop(self.rng.randrange(len(self.pending)))))
         for host, stream in self.ordered.items():
-            if stream and host not in self.lost:
+            if stream and host not in self.lost | self.forgotten:
                 choices.append(lambda stream=stream: self.feed(stream.pop(0)))  # type: ignore[misc]
         first = dict(reversed(self.work))  # those of a trial in their order
         choices += [lambda item=item: self.transfer(*item) for item in first.items()]  # type: ignore[misc]
@@ -119,21 +123,61 @@ class Simulation:
         for host in self.lost:
             self.find(host)
             return
+        for host in self.away:
+            self.join(host)
+            return
 
     def mischief(self) -> None:
         host = self.rng.choice(sorted(self.hosts))
-        if self.rng.random() < self.chance("lose") and host not in self.lost:
+        if self.rng.random() < self.chance("lose") and host not in self.lost | self.forgotten:
             self.lost.add(host)
             self.feed(ev.HostLost(host, "cut"))
         elif self.rng.random() < self.chance("find") and host in self.lost:
             self.find(host)
+        if self.happens("leave") and self.could_do_without(host):
+            self.comings["left"] += 1
+            self.away.add(host)
+            self.feed(ev.HostLeft(host))
+        elif self.happens("join") and host in self.away:
+            self.join(host)
+        elif self.happens("slots") and host not in self.away:
+            self.comings["changed"] += 1
+            self.hosts[host] = self.rng.randint(1, 4)
+            self.feed(ev.HostJoined(host, self.hosts[host]))
         if self.rng.random() < self.chance("foreign"):
             taken = sum(len(self.workers(tasks)) for (_, h), tasks in self.leases.items() if h == host)
             self.foreign[host] = self.rng.randint(0, max(0, self.hosts[host] - taken))
 
+    def happens(self, what: str) -> bool:
+        chance = self.chance(what)
+        return chance > 0 and self.rng.random() < chance  # nothing is drawn for what never happens
+
     def find(self, host: str) -> None:
         self.lost.discard(host)
-        self.feed(ev.HostFound(host))
+        if host not in self.forgotten:
+            self.feed(ev.HostFound(host))
+
+    def could_do_without(self, host: str) -> bool:
+        rest = [slots for name, slots in self.hosts.items() if name not in self.away | {host}]
+        return host not in self.away and sum(rest) >= self.spec.cluster.workers
+
+    def join(self, host: str) -> None:
+        self.comings["joined"] += 1
+        self.away.discard(host)
+        self.forgotten.discard(host)
+        self.lost.discard(host)
+        self.feed(ev.HostJoined(host, self.hosts[host]))
+
+    def forget(self, host: str) -> None:
+        assert host in self.away, f"{host} is in use"
+        if host in self.forgotten:
+            return
+        self.comings["forgotten"] += 1
+        self.forgotten.add(host)
+        left = [attempt for attempt, name in self.leases if name == host]
+        assert host in self.lost or not left, f"{left} are still on {host}"
+        for attempt in left:
+            self.stop(attempt, host, StopReason.FAILED)  # its coordinator is silent from now on
 
     @staticmethod
     def workers(tasks: tuple[TaskId, ...]) -> list[TaskId]:
@@ -147,7 +191,10 @@ class Simulation:
                 self.timers.append(instruction)
             case Save(Trial() as trial) if trial.state.ended:
                 self.ends.setdefault(trial.number, []).append(trial)
+            case ForgetHost(host):
+                self.forget(host)
             case PrepareAttempt(attempt, host, tasks, ports):
+                assert host not in self.away, f"{attempt} is placed on {host}, which has left"
                 self.prepare(attempt, host, tasks, ports)
             case StartAttempt():
                 self.start(instruction)
@@ -165,7 +212,7 @@ class Simulation:
                 self.checkpoints.pop(trial, None)
             case StopAttempt(attempt, host, reason):
                 active = (attempt, host) in self.leases
-                if host in self.lost:
+                if host in self.lost | self.forgotten:
                     self.pending.append(ev.StopFailed(attempt, host, Failure(FailureKind.HOST_LOST, "gone")))
                     return
                 self.pending.append(ev.StopAnswered(attempt, host, active))

@@ -8,7 +8,7 @@ import math
 
 import pytest
 
-from coordinator import agent_link, artifacts, convert, keeping
+from coordinator import artifacts, convert, keeping, link_errors, transfers
 from coordinator.domain import (
     Cluster,
     Failure,
@@ -214,22 +214,22 @@ async def test_a_host_that_is_lost_with_the_model_does_not_fail_the_study(coordi
 async def test_an_agent_that_is_away_for_a_moment_is_asked_again(coordinator, serve, monkeypatch):
     monkeypatch.setattr(artifacts, "PAUSE", 0.01)
     agent = await serve(script=models([1.0]))
-    away, read = [True, True], agent_link.AgentLink.read_artifact
+    away, read = [True, True], transfers.Transfers.read_artifact
 
     async def read_artifact(link, attempt, name):
         if away:
             away.pop()
-            raise agent_link.TransferError(Failure(FailureKind.HOST_LOST, "away"), passing=True)
+            raise link_errors.TransferError(Failure(FailureKind.HOST_LOST, "away"), passing=True)
         async for piece in read(link, attempt, name):
             yield piece
 
-    monkeypatch.setattr(agent_link.AgentLink, "read_artifact", read_artifact)
+    monkeypatch.setattr(transfers.Transfers, "read_artifact", read_artifact)
     result = await coordinator.run(keep(1), agent)
     assert (result.study.model_trial, away) == (1, [])
 
 
 async def test_a_transfer_that_stands_still_is_given_up(coordinator, serve, monkeypatch):
-    monkeypatch.setattr(agent_link, "STALL_LIMIT", 0.1)
+    monkeypatch.setattr(transfers, "STALL_LIMIT", 0.1)
     agent = await serve(script=models([1.0]))
     Gate(agent)
     result = await coordinator.run(keep(1), agent)

@@ -11,6 +11,7 @@ from coordinator.domain import (
     AttemptId,
     Failure,
     Limits,
+    Report,
     Study,
     StudyState,
     Training,
@@ -83,20 +84,27 @@ def event(**kind):
 
 
 def test_reports_and_events_are_told_apart():
-    report = types_pb2.Report(step=5, train_loss=0.5, time=convert.timestamp(1000.25))
+    report = types_pb2.Report(step=5, train_loss=0.5, metrics={"mae": 2.0}, time=convert.timestamp(1000.25))
     ended = agent_pb2.TaskEnded(
         task=convert.task_to_pb(WORKER), outcome=types_pb2.TaskOutcome(status=types_pb2.TASK_STATUS_COMPLETED)
     )
     reports, events = convert.events_from_pb(
         "a",
-        ATTEMPT.study_id,
+        ATTEMPT,
+        str(WORKER),
         [event(report=report), event(task_ready=agent_pb2.TaskReady()), event(task_ended=ended)],
     )
-    assert [(r.attempt, r.task, r.sequence, r.step, r.val_loss, r.at) for r in reports] == [
-        (ATTEMPT, WORKER, 4, 5, None, 1000.25)
-    ]
+    assert list(reports) == [Report(ATTEMPT, WORKER, 4, 5, 0.5, None, {"mae": 2.0}, 1000.25)]
     assert [type(e) for e in events] == [ev.TaskReady, ev.TaskEnded]
     assert events[1].result.status is TaskStatus.COMPLETED
+
+
+def test_events_are_told_apart_by_attempt_and_source():
+    other = agent_pb2.Event(attempt=convert.attempt_to_pb(ATTEMPT), source="agent", sequence=1)
+    runs = convert.by_source(ATTEMPT.study_id, [event(), event(), other, event()])
+    assert [(attempt, source, len(events)) for attempt, source, events in runs] == [
+        (ATTEMPT, "worker/1", 2), (ATTEMPT, "agent", 1), (ATTEMPT, "worker/1", 1),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -109,7 +117,7 @@ def test_reports_and_events_are_told_apart():
 )
 def test_an_event_that_is_not_understood_is_an_error(message):
     with pytest.raises(convert.ProtocolError):
-        convert.events_from_pb("a", ATTEMPT.study_id, [message])
+        convert.events_from_pb("a", ATTEMPT, str(WORKER), [message])
 
 
 def test_a_ps_takes_no_slot():
@@ -161,8 +169,7 @@ def test_files_and_notes_of_a_task_come_along():
 @pytest.mark.parametrize(("source", "steps"), [("worker/0", [500]), ("worker/1", [])])
 def test_only_the_chiefs_checkpoints_count(source, steps):
     message = event(checkpoint_saved=agent_pb2.CheckpointSaved(step=500))
-    message.source = source
-    _, events = convert.events_from_pb("a", ATTEMPT.study_id, [message])
+    _, events = convert.events_from_pb("a", ATTEMPT, source, [message])
     assert [each.step for each in events] == steps
 
 

@@ -11,6 +11,7 @@ from coordinator import event_stream
 from coordinator import events as ev
 from coordinator.domain import AttemptId
 from coordinator.event_stream import EventStream
+from coordinator.room import Room
 from nhop.v1 import agent_pb2, types_pb2
 from nhop_models.contract import TaskId
 from tests.coordinator.studies import make_spec
@@ -71,9 +72,9 @@ async def follow(monkeypatch):
     monkeypatch.setattr(event_stream, "PAUSES", (0.0, 0.0))
     tasks = []
 
-    def start(agent):
+    def start(agent, room=None):
         batches = asyncio.Queue()
-        stream = EventStream(agent, make_spec(), batches.put_nowait)
+        stream = EventStream(agent, make_spec(), batches.put_nowait, room or Room(100))
         tasks.append(asyncio.create_task(stream.run()))
         return stream, batches
 
@@ -96,13 +97,13 @@ async def test_what_is_sent_again_is_acknowledged_and_not_handed_over_again(foll
     assert again.positions == {(ATTEMPT, "worker/0"): 3}
 
 
-async def test_what_was_not_handed_over_is_not_subscribed_past(follow, monkeypatch):
+async def test_what_was_not_handed_over_is_not_subscribed_past(follow):
     """A connection that breaks while there is no room must not lose the message that waits."""
-    monkeypatch.setattr(event_stream, "UNCOMMITTED_BATCHES", 1)
-    stream, batches = follow(Agent([ready(1), ready(2)]))
-    await get(batches)
+    room = Room(1)
+    stream, batches = follow(Agent([ready(1), ready(2)]), room)
+    first = await get(batches)
     for _ in range(5):  # the second message waits for room
         await asyncio.sleep(0)
     assert [position.sequence for position in stream._subscription().subscribe.positions] == [1]
-    stream.release()
+    room.give(first.size)
     assert (await get(batches)).positions == {(ATTEMPT, "worker/0"): 2}

@@ -4,12 +4,15 @@ import asyncio
 import errno
 import json
 import os
+import threading
 from dataclasses import replace
 
+import fsspec
 import pytest
 
+from coordinator.bundles import pack
 from coordinator.config import load
-from coordinator.domain import Stage, Study, StudyState, Trial, TrialCounts, TrialState
+from coordinator.domain import Notice, Stage, Study, StudyState, Trial, TrialCounts, TrialState
 from coordinator.errors import HostsError, StudyFailedError, UsageError
 from coordinator.launch import launch
 from coordinator.naming import new_study_id
@@ -106,3 +109,126 @@ async def test_a_configuration_that_cannot_be_written_fails_the_study(tmp_path, 
     monkeypatch.setattr("coordinator.launch.write_atomically", full)
     with pytest.raises(StudyFailedError, match="results cannot be written"):
         await start(load(), tmp_path / "out")
+
+
+@pytest.fixture
+def memory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    files = fsspec.filesystem("memory")
+    yield files
+    files.store.clear()
+    files.pseudo_dirs[:] = [""]
+
+
+async def test_results_for_a_url_are_here_and_there(memory, tmp_path, run_study):
+    seen = []
+    result = await start(load(), "memory://out", seen.append)
+    assert (result.directory, result.url) == (tmp_path / "runs" / "s", "memory://out")
+    here = sorted(file.name for file in result.directory.iterdir())
+    assert sorted(path.removeprefix("/out/") for path in memory.find("/out")) == here
+    assert seen[-1] == Notice("copying the results to memory://out")
+
+
+async def test_the_folder_of_runs_may_be_a_url(memory, run_study):
+    result = await start(load({"train_log_dir": "memory://runs"}))
+    assert result.url == "memory://runs/s"
+    assert memory.exists("/runs/s/summary.json")
+
+
+async def test_a_url_that_holds_a_study_is_refused_before_anything_is_made(memory, tmp_path, run_study):
+    memory.pipe("/out/summary.json", b"{}")
+    with pytest.raises(UsageError, match="already holds a study"):
+        await start(load(), "memory://out")
+    assert run_study.calls == []
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_study_that_cannot_begin_leaves_nothing_at_its_url(memory, monkeypatch):
+    async def refuse(*arguments, **keywords):
+        assert memory.exists("/out/config.yaml")
+        raise HostsError("no hosts")
+
+    monkeypatch.setattr("coordinator.launch.run_study", refuse)
+    with pytest.raises(HostsError):
+        await start(load(), "memory://out")
+    assert memory.find("/out") == []
+
+
+async def test_a_copy_that_fails_is_in_the_result(memory, run_study, monkeypatch):
+    def refuse(*arguments, **keywords):
+        raise PermissionError("no")
+
+    monkeypatch.setattr(type(memory), "put_file", refuse)
+    result = await start(load(), "memory://out")
+    assert result.url is None
+    assert "could not be copied to memory://out" in result.copy_problem
+    assert (result.directory / "summary.json").exists()
+
+
+async def test_a_study_stopped_while_its_url_is_looked_at_is_not_copied(memory, run_study, monkeypatch):
+    stop, release = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def hang(*arguments, **keywords):
+        loop.call_soon_threadsafe(stop.set)
+        release.wait(30)
+
+    monkeypatch.setattr(type(memory), "info", hang)
+    try:
+        result = await launch(
+            load(), study_id="s", output="memory://out", agents=None, observer=lambda update: None, stop=stop
+        )
+    finally:
+        release.set()
+    assert (result.url, result.copy_problem) == (None, "")
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A configuration of a model whose code has to be sent."""
+    (tmp_path / "mine.py").write_text("")
+    (tmp_path / "away.py").symlink_to("/etc/passwd")
+    study = tmp_path / "study.yaml"
+    study.write_text("nn_model: mine:Net\n")
+    return load(study, remote=True)
+
+
+async def test_code_is_packed_before_the_study_and_given_up_after_it(tmp_path, run_study, own):
+    await start(own, tmp_path / "out")
+    (call,) = run_study.calls
+    assert call["spec"].training.code == call["bundles"].code.digest
+    assert call["bundles"].code.file.closed
+
+
+async def test_what_is_not_sent_is_said_once(tmp_path, run_study, own):
+    seen = []
+    await start(own, tmp_path / "out", seen.append)
+    (notice,) = [update for update in seen if isinstance(update, Notice)]
+    assert "not sent: away.py" in notice.message
+
+
+async def test_packing_that_takes_a_while_is_said(tmp_path, run_study, own, monkeypatch):
+    heard = asyncio.Event()
+
+    async def slowly(sources, *more):
+        async with asyncio.timeout(10):
+            await heard.wait()
+        return await pack(sources, *more)
+
+    def observe(update):
+        if isinstance(update, Notice) and "packing" in update.message:
+            heard.set()
+
+    monkeypatch.setattr("coordinator.launch.pack", slowly)
+    monkeypatch.setattr("coordinator.launch.QUIET", 0.0)
+    await start(own, tmp_path / "out", observe)
+    assert len(run_study.calls) == 1
+
+
+async def test_code_that_cannot_be_packed_ends_it_before_anything_is_made(tmp_path, run_study, own):
+    with (tmp_path / "large.bin").open("wb") as file:
+        file.truncate(5 << 30)
+    with pytest.raises(UsageError, match=r"^code: .*large\.bin 5\.0 GiB"):
+        await start(own, tmp_path / "out")
+    assert run_study.calls == []
+    assert not (tmp_path / "out").exists()

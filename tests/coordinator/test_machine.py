@@ -6,13 +6,14 @@ import math
 
 import pytest
 
-from coordinator import availability
+from coordinator import availability, machine
 from coordinator import events as ev
 from coordinator.domain import (
     AttemptId,
     Cluster,
     Failure,
     Objective,
+    PlacementRule,
     StageBudget,
     StopReason,
     Study,
@@ -71,6 +72,26 @@ def test_no_more_trials_at_once_than_the_share_allows():
     driver.complete(1)
     driver.complete(2)
     assert driver.study.counts.running == 2
+
+
+@pytest.mark.parametrize("gone", [[ev.HostLeft("b")], [ev.HostLost("b", "no answer")]])
+def test_what_is_left_on_a_host_that_is_gone_takes_nothing_of_the_share(gone):
+    driver = Driver({"a": 1, "b": 1})
+    driver.start(2, hosts=("b",))
+    driver.feed(*gone, ev.ShareChanged(1))
+    driver.start(1)
+    driver.end_task(1, completed(1.0))
+    assert [i.host for i in of(PrepareAttempt, driver.end(1))] == ["a"]
+
+
+def test_no_more_attempts_are_prepared_at_once_than_can_be_heard_in_time():
+    driver = Driver({str(n): 1 for n in range(100)}, stages=(StageBudget(1, 100),))
+    prepared = of(PrepareAttempt, driver.asked)
+    assert len(prepared) == machine.PREPARING_AT_ONCE
+    (first, second) = prepared[:2]
+    assert len(of(PrepareAttempt, driver.feed(ev.PrepareSucceeded(first.attempt, first.host, {})))) == 1
+    failure = Failure(FailureKind.HOST_LOST, "no answer")
+    assert len(of(PrepareAttempt, driver.feed(ev.PrepareFailed(second.attempt, second.host, failure)))) == 1
 
 
 def test_the_same_seed_gives_the_same_parameters():
@@ -275,6 +296,19 @@ def test_the_end_of_a_host_without_the_chief_ends_nothing_else():
     assert of(StopAttempt, driver.end(1, host="b", reason=StopReason.FAILED)) == []
 
 
+def test_an_answer_that_the_end_of_its_host_has_overtaken_is_late():
+    """And not a defect: the other host has answered, so the attempt runs by then."""
+    driver = Driver({"a": 1, "b": 1}, cluster=Cluster(1, 2))
+    for host in ("a", "b"):
+        tasks = next(i.tasks for i in of(PrepareAttempt, driver.asked) if i.host == host)
+        driver.feed(ev.PrepareSucceeded(driver.attempt(1), host, dict.fromkeys(tasks, f"{host}:1")))
+    driver.end_task(1, failed(FailureKind.KILLED), task=WORKER_1, host="b")
+    driver.end(1, host="b")
+    driver.feed(ev.StartSucceeded(driver.attempt(1), "a"))
+    with pytest.raises(LateEventError):
+        driver.feed(ev.StartSucceeded(driver.attempt(1), "b"))
+
+
 def test_the_chiefs_end_stops_the_other_hosts_only():
     driver = Driver({"a": 1, "b": 1}, cluster=Cluster(0, 2))
     driver.start(1, hosts=("a", "b"))
@@ -301,6 +335,24 @@ def test_one_completed_trial_among_the_first_keeps_the_study_going():
     assert driver.study.state is StudyState.RUNNING
 
 
+def test_trials_that_fail_before_the_first_ones_end_do_not_fail_the_study():
+    """Those that fail do so at once: among many that run, they would always be the first to end."""
+    driver = Driver({"a": 5}, stages=(StageBudget(1, 100),))
+    for trial in (2, 3, 4, 5):
+        driver.fail(trial, FailureKind.USER_CODE)
+    assert driver.study.state is StudyState.RUNNING
+    driver.complete(1)
+    assert driver.study.state is StudyState.RUNNING
+
+
+def test_a_trial_that_completes_before_the_first_ones_fail_keeps_the_study_going():
+    driver = Driver({"a": 4}, stages=(StageBudget(1, 100),))
+    driver.complete(4)
+    for trial in (1, 2, 3):
+        driver.fail(trial, FailureKind.USER_CODE)
+    assert driver.study.state is StudyState.RUNNING
+
+
 def test_an_agent_that_shuts_down_costs_an_attempt_only():
     driver = Driver()
     driver.start(1)
@@ -321,7 +373,55 @@ def test_a_refused_host_is_asked_again_after_a_pause_that_grows():
         (timer,) = timers(ev.BackOffTimer, asked)
         delays.append(timer.at - driver.now)
         assert len(of(PrepareAttempt, driver.feed(ev.TimerFired(timer.timer)))) == 1
-    assert delays == [0.1, 0.2, 0.4]
+    least = [0.1, 0.2, 0.4]
+    assert all(low <= delay <= 2 * low for low, delay in zip(least, delays, strict=True))
+
+
+def test_two_runs_do_not_ask_again_at_the_same_time():
+    delays = set()
+    for run in ("s1-a", "s1-b"):
+        driver = Driver(run_id=run)
+        (timer,) = timers(ev.BackOffTimer, driver.feed(ev.PrepareRefused(driver.attempt(1), "a", "full")))
+        delays.add(timer.at)
+    assert len(delays) == 2
+
+
+def test_the_pause_grows_although_the_other_host_has_room():
+    """Two gangs that take turns in refusing each other a host get out of each other's way."""
+    driver = Driver({"a": 1, "b": 1}, cluster=Cluster(0, 2))
+    delays = []
+    for number in range(1, 5):
+        refusing, other = ("a", "b") if number % 2 else ("b", "a")
+        attempt = driver.attempt(1, number)
+        driver.feed(ev.PrepareSucceeded(attempt, other, {}))
+        asked = driver.feed(ev.PrepareRefused(attempt, refusing, "full"))
+        driver.feed(ev.StopAnswered(attempt, other, was_active=True))
+        (timer,) = timers(ev.BackOffTimer, asked)
+        delays.append(timer.at - driver.now)
+        driver.now = timer.at
+        driver.feed(ev.TimerFired(timer.timer))
+    assert delays[2] >= 0.2
+    assert delays[3] >= 0.2
+
+
+def test_a_pause_that_is_over_does_not_end_a_newer_one():
+    driver = Driver()
+    refused = ev.PrepareRefused(driver.attempt(1), "a", "full")
+    (first,) = timers(ev.BackOffTimer, driver.feed(refused))
+    driver.feed(ev.SlotsReleased("a"))
+    driver.feed(refused)
+    assert of(PrepareAttempt, driver.feed(ev.TimerFired(first.timer))) == []
+
+
+def test_what_a_refused_gang_lets_go_does_not_reopen_a_host():
+    driver = Driver({"a": 2, "b": 2}, cluster=Cluster(0, 2), placement=PlacementRule.SPREAD)
+    first, second = driver.attempt(1), driver.attempt(2)
+    driver.feed(ev.PrepareRefused(first, "b", "full"))
+    driver.feed(ev.PrepareSucceeded(second, "b", {}))
+    driver.feed(ev.PrepareRefused(second, "a", "full"))
+    asked = driver.feed(ev.StopAnswered(second, "b", was_active=True))
+    assert driver.trial(2).state is TrialState.WAITING
+    assert of(PrepareAttempt, asked) == []
 
 
 def test_slots_that_another_study_gives_back_are_asked_for_at_once():
@@ -387,7 +487,25 @@ def test_a_study_without_any_room_says_so_once():
     assert timer.at == availability.CROWDED_OUT_LIMIT
     (tell,) = of(Tell, driver.feed(ev.TimerFired(timer.timer)))
     assert tell.notice.warning
-    assert "others use a" in tell.notice.message
+    assert "others use a (full)" in tell.notice.message
+
+
+def test_a_gang_that_gets_only_a_part_of_the_hosts_says_so_too():
+    driver = Driver({"a": 1, "b": 1}, cluster=Cluster(0, 2))
+    driver.feed(ev.PrepareSucceeded(driver.attempt(1), "a", {}))
+    (timer,) = timers(
+        ev.CrowdedOutTimer, driver.feed(ev.PrepareRefused(driver.attempt(1), "b", "1 wanted, 0 free"))
+    )
+    (tell,) = of(Tell, driver.feed(ev.TimerFired(timer.timer)))
+    assert "others use b (1 wanted, 0 free)" in tell.notice.message
+
+
+def test_hosts_that_others_use_are_counted_where_they_are_many():
+    driver = Driver({f"h{n}": 1 for n in range(50)}, cluster=Cluster(0, 50))
+    asked = [i for n in range(50) for i in driver.feed(ev.PrepareRefused(driver.attempt(1), f"h{n}", "full"))]
+    (timer,) = timers(ev.CrowdedOutTimer, asked)
+    (tell,) = of(Tell, driver.feed(ev.TimerFired(timer.timer)))
+    assert "h4 (full) and 45 more; still waiting" in tell.notice.message
 
 
 def test_a_study_that_found_room_meanwhile_says_nothing():

@@ -20,10 +20,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 import nhop
+from coordinator import cli
 from coordinator.config import load
-from coordinator.domain import Report, StudyState, Trial, TrialState
+from coordinator.domain import Notice, Report, StudyState, Trial, TrialState
 from coordinator.errors import ConfigError, HostsError, UsageError
-from coordinator.hosts import AgentAddress, Usable
+from coordinator.hosts import AgentAddress, HostPolicy, Usable
 from coordinator.manager import ManagedStudy, ManagerClosedError, StudyManager, Watcher
 from coordinator.search.space import Choice, Float, Int
 from coordinator.service import serve
@@ -101,6 +102,23 @@ async def test_a_submitted_study_completes_while_it_is_watched(served):
     assert updates[-1].counts.completed == 4
     assert any(isinstance(update, Report) for update in updates)
     assert {u.number for u in updates if isinstance(u, Trial)} == {1, 2, 3, 4}
+
+
+async def test_clients_see_what_the_command_would_print(served, tmp_path):
+    code = tmp_path / "code"
+    code.mkdir()
+    (code / "mine.py").write_text("class Net:\n    pass\n")
+    (code / "away").symlink_to("/etc/hostname")
+    config = {**CONFIG, "nn_model": "mine:Net", "code": str(code), "trainer": "anything"}
+    study = await served.submit(config)
+    while_it_runs = await served.watch(study.study_id)
+    afterwards = await served.watch(study.study_id)
+    for updates in (while_it_runs, afterwards):
+        assert updates[0].study_id == study.study_id
+        note, warning = [update for update in updates if isinstance(update, Notice)]
+        assert ("trainer" in note.message, note.warning) == (True, False)
+        assert ("not sent: away" in warning.message, warning.warning) == (True, True)
+    assert while_it_runs[-1].state is StudyState.COMPLETED
 
 
 async def test_clients_see_metrics_and_notes_and_find_the_best_model(served, agent):
@@ -273,11 +291,17 @@ async def test_the_plain_client_of_the_examples(served):
     assert "trial 1: step 300, loss" in output.decode()
 
 
+async def test_the_command_asks_for_the_study_by_its_option(served, capsys):
+    arguments = ["logs", "1", "--serve", served.address]
+    assert await asyncio.to_thread(cli.run, arguments) == 2
+    assert capsys.readouterr().err == "nhop-coordinator: --study: name the study: there is none yet\n"
+
+
 async def refused(address, tmp_path):
+    runs = tmp_path / "all" / "runs"
     with pytest.raises(UsageError) as error:
-        await serve(
-            address, agents=[], runs_directory=tmp_path, stop=asyncio.Event(), announce=lambda text: None
-        )
+        await serve(address, agents=[], runs_directory=runs, stop=asyncio.Event(), announce=lambda text: None)
+    assert not runs.parent.exists(), "a folder is left of what was refused"
     return str(error.value)
 
 
@@ -289,6 +313,25 @@ async def test_a_port_in_use(tmp_path):
 
 async def test_a_socket_in_use(served, tmp_path):
     assert "in use" in await refused(served.address, tmp_path)
+
+
+async def test_an_address_that_cannot_be_taken_is_not_said_to_be_in_use(tmp_path):
+    message = await refused("unix:/proc/nhop.sock", tmp_path)
+    assert "cannot listen there (" in message
+    assert "in use" not in message
+
+
+async def test_a_coordinator_whose_hosts_do_not_answer_leaves_no_socket(tmp_path):
+    with pytest.raises(HostsError):
+        await serve(
+            f"unix:{tmp_path}/served.sock",
+            agents=[AgentAddress(f"unix:{tmp_path}/no-agent.sock")],
+            runs_directory=tmp_path / "runs",
+            stop=asyncio.Event(),
+            announce=lambda text: None,
+            policy=HostPolicy(wait=0.0),
+        )
+    assert list(tmp_path.iterdir()) == []
 
 
 async def test_only_this_machine_is_served(tmp_path):
@@ -342,6 +385,114 @@ async def test_trials_with_long_logs_stay_below_what_clients_take(served, agent)
     assert end.counts.failed == 300
     trials = await served.call(lambda: list(served.client.trials(end.study_id)))
     assert len(trials) == 300
+
+
+# --- hosts that come and go ---------------------------------------------------------------------
+
+
+@pytest.fixture
+async def fleet(agent, tmp_path):
+    """A served coordinator with a hosts file; ``write`` changes it, ``told`` waits for what it says."""
+    stop, reread, file = asyncio.Event(), asyncio.Event(), tmp_path / "hosts.txt"
+    said, changed = [], asyncio.Event()
+
+    def announce(text):
+        said.append(text)
+        changed.set()
+
+    serving = asyncio.create_task(
+        serve(
+            f"unix:{tmp_path}/coordinator.sock",
+            agents=[AgentAddress(agent.address)],
+            runs_directory=tmp_path / "runs",
+            stop=stop,
+            announce=announce,
+            policy=HostPolicy(wait=0.0, path=file),
+            reread=reread,
+        )
+    )
+    fleet = Served(f"unix:{tmp_path}/coordinator.sock")
+
+    async def told(words):
+        async with asyncio.timeout(10):
+            while not any(words in text for text in said):
+                changed.clear()
+                await changed.wait()
+
+    def write(*agents):
+        file.write_text("".join(f"{getattr(each, 'address', each)}\n" for each in agents))
+        reread.set()
+
+    fleet.told, fleet.write = told, write
+    await told("serving")
+    yield fleet
+    fleet.client.close()
+    stop.set()
+    await serving
+
+
+@pytest.fixture
+async def other(tmp_path):
+    agent = fake.ScriptedAgent(slots=2)
+    await agent.serve(f"unix:{tmp_path}/other.sock")
+    yield agent
+    await agent.close()
+
+
+def prepared(agent):
+    return [request.attempt.trial for method, request in agent.calls if method == "PrepareAttempt"]
+
+
+async def test_a_host_that_joins_is_used_by_what_runs_and_by_what_comes(fleet, agent, other):
+    agent.script = forever
+    first = await fleet.submit()
+    await fleet.watch_until(first.study_id, lambda update: isinstance(update, Report))
+    fleet.write(agent, other)
+    await fleet.watch_until(first.study_id, lambda u: getattr(u, "state", None) is TrialState.COMPLETED)
+    assert prepared(other) != []
+    second = await fleet.submit()
+    await fleet.call(fleet.client.stop, first.study_id)
+    agent.script = fake.default_script
+    assert (await fleet.watch(second.study_id))[-1].counts.completed == 4
+
+
+async def test_a_host_that_leaves_gets_no_new_studies(fleet, agent, other):
+    fleet.write(other)
+    await fleet.told(f"host {agent.address} has left")
+    await fleet.told(f"host {other.address} is used: 2 slots")
+    study = await fleet.submit()
+    assert (await fleet.watch(study.study_id))[-1].counts.completed == 4
+    assert (prepared(agent), len(prepared(other))) == ([], 4)
+
+
+async def test_a_host_that_leaves_ends_what_runs_there(fleet, agent, other):
+    agent.script = lambda request, task: fake.TaskScript(runs_for=0.5, reports=1)
+    study = await fleet.submit()
+    await fleet.watch_until(study.study_id, lambda update: isinstance(update, Report))
+    fleet.write(other)
+    end = (await fleet.watch(study.study_id))[-1]
+    assert end.counts.completed == 4
+    trials = await fleet.call(lambda: list(fleet.client.trials(study.study_id)))
+    assert [trial.attempts for trial in trials] == [1] * 4
+    await fleet.told(f"host {agent.address} has left")
+
+
+async def test_a_restart_of_an_agent_is_said(fleet, agent):
+    agent.incarnation = "another"
+    await fleet.told(f"the agent of host {agent.address} was restarted")
+
+
+async def test_a_wrong_hosts_file_is_said_and_the_service_goes_on(fleet):
+    fleet.write("10.0.0.7:7001")
+    await fleet.told("the hosts stay as they are")
+    study = await fleet.submit()
+    assert (await fleet.watch(study.study_id))[-1].state is StudyState.COMPLETED
+
+
+async def test_a_study_that_outlives_a_lost_host_is_refused(fleet):
+    with pytest.raises(HostsError, match=r"--host-limit.* must be at least 92 s"):
+        await fleet.submit({**CONFIG, "stop_grace": 30.0, "terminate_grace": 9.0})
+    assert not await fleet.call(fleet.client.list)
 
 
 @pytest.fixture
@@ -402,3 +553,39 @@ async def test_a_closed_manager_takes_no_study(manager, tmp_path):
     with pytest.raises(ManagerClosedError):
         manager.submit(load(CONFIG))
     assert not (tmp_path / "runs").exists()
+
+
+# --- code that is sent ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A study file with a model and data, and what a client makes of it."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    (folder / "mine.py").write_text("")
+    (folder / "t.csv").write_text("1,2\n3,4\n")
+    (folder / "study.yaml").write_text(
+        "nn_model: mine:Net\nload_data: true\nload_data_dir: t.csv\nopt_stages: [[10, 1]]\n"
+        "cluster: {ps: 0, workers: 1}\n"
+    )
+    return folder
+
+
+async def test_code_and_data_of_a_clients_file_go_to_the_hosts(served, agent, project):
+    end = (await served.watch((await served.submit(project / "study.yaml")).study_id))[-1]
+    assert end.state is StudyState.COMPLETED
+    assert sorted(map(sorted, agent.bundles.values())) == [["mine.py", "study.yaml"], ["t.csv"]]
+    (start,) = [request for name, request in agent.calls if name == "StartAttempt"]
+    assert start.training.settings.values["load_data_dir"] == "t.csv"
+
+
+async def test_code_that_cannot_be_packed_is_a_problem_of_its_key(served, agent, project):
+    with (project / "large.bin").open("wb") as file:
+        file.truncate(5 << 30)
+    with pytest.raises(ConfigError) as error:
+        await served.submit(project / "study.yaml")
+    (problem,) = error.value.problems
+    assert problem.key == "code"
+    assert "large.bin 5.0 GiB" in problem.message
+    assert agent.calls == []

@@ -59,6 +59,35 @@ def test_faults_lose_no_trial_and_count_none_twice(seed, cluster):
     assert simulation.running == {}
 
 
+COMINGS = {"leave": 0.03, "join": 0.1, "slots": 0.02}
+
+
+@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("cluster", [Cluster(0, 1), Cluster(2, 4), Cluster(1, 2)], ids=str)
+@pytest.mark.parametrize("faults", [{}, {**FAULTS, **KEEPS}], ids=["in peace", "with faults"])
+def test_hosts_that_come_and_go_lose_no_trial_and_count_none_twice(seed, cluster, faults, reference):
+    """And nothing is placed on a host that has left, nor left there: the simulation looks."""
+    simulation = simulate(seed, cluster, {**faults, **COMINGS}, a=2, b=3, c=4)
+    study = simulation.machine.study()
+    trials = simulation.machine.trials()
+    if study.state is StudyState.FAILED:
+        kinds = {trial.failure.kind for trial in trials if trial.failure}
+        assert "hosts are reachable" in study.reason or FailureKind.USER_CODE in kinds
+        return
+    assert study.state is StudyState.COMPLETED
+    assert [len(simulation.ends[number]) for number in range(1, 19)] == [1] * 18
+    assert study.counts.completed + study.counts.failed == 18
+    assert all(host in simulation.lost for _, host in simulation.running)
+    if not faults:
+        assert [trial.parameters for trial in trials] == [trial.parameters for trial in reference]
+        assert [trial.attempts for trial in trials] == [1] * 18
+
+
+def test_the_simulation_lets_hosts_come_and_go():
+    seen = [simulate(seed, Cluster(1, 2), COMINGS, a=2, b=3, c=4).comings for seed in range(20)]
+    assert all(sum(comings[what] for comings in seen) > 20 for what in seen[0])
+
+
 @pytest.mark.parametrize("seed", range(30))
 def test_slots_are_never_asked_for_twice(seed):
     """Without others on the hosts and without losses, no prepare is ever refused."""

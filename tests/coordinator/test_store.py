@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 import sqlite3
 
@@ -9,6 +10,7 @@ from coordinator.domain import (
     AttemptId,
     Failure,
     Report,
+    Reports,
     Stage,
     StageBudget,
     Study,
@@ -53,6 +55,10 @@ def report(sequence, **changes):
     return Report(ATTEMPT, CHIEF, sequence, **values)
 
 
+def said(*reports):
+    return [Reports(ATTEMPT, CHIEF, [dataclasses.astuple(report)[2:] for report in reports])]
+
+
 @pytest.fixture
 async def store(tmp_path):
     store = Store(tmp_path / "study.db", make_spec())
@@ -74,14 +80,28 @@ async def test_the_newest_state_replaces_the_older(store, tmp_path):
 
 
 async def test_reports_are_kept_once(store, tmp_path):
-    await store.commit([STUDY], [report(2), report(3, metrics={"mae": 1.0}, val_loss=0.25)])
-    await store.commit([], [report(3, step=99)])
+    await store.commit([STUDY], said(report(2), report(3, metrics={"mae": 1.0}, val_loss=0.25)))
+    await store.commit([], said(report(3, step=99)))
     reports = read_reports(tmp_path / "study.db")
     assert reports == (report(2), report(3, metrics={"mae": 1.0}, val_loss=0.25))
 
 
+async def test_of_many_reports_at_once_none_is_missing(store, tmp_path):
+    """More than one statement can carry."""
+    some = [report(number) for number in range(1, 2502)]
+    await store.commit([], said(*some[:2000]))
+    await store.commit([STUDY], said(*some))
+    assert read_reports(tmp_path / "study.db") == tuple(some)
+
+
+async def test_of_two_states_at_once_the_last_counts(store, tmp_path):
+    running = Trial(2, 1, TrialState.RUNNING, {"x": 1})
+    await store.commit([running, FAILED, COMPLETED], [])
+    assert read_trials(tmp_path / "study.db") == (FAILED, COMPLETED)
+
+
 async def test_a_loss_that_is_not_a_number_survives(store, tmp_path):
-    await store.commit([STUDY], [report(2, train_loss=math.nan), report(3, train_loss=math.inf)])
+    await store.commit([STUDY], said(report(2, train_loss=math.nan), report(3, train_loss=math.inf)))
     losses = [r.train_loss for r in read_reports(tmp_path / "study.db")]
     assert math.isnan(losses[0])
     assert losses[1] == math.inf

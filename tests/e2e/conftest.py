@@ -11,7 +11,7 @@ import sysconfig
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +34,12 @@ class Commands:
         self.environment = {**os.environ, MARKER: self.mark, "TMPDIR": str(self.temporary), "COLUMNS": "200"}
         self._started: list[subprocess.Popen[str]] = []
 
-    def start(self, name: str, *arguments: object, **options: Any) -> subprocess.Popen[str]:
+    def start(
+        self, name: str, *arguments: object, inside: Sequence[str] = (), **options: Any
+    ) -> subprocess.Popen[str]:
+        """``inside``: what to put before the command, such as that it runs in a network namespace."""
         process = subprocess.Popen(
-            [SCRIPTS / name, *map(str, arguments)],
+            [*inside, SCRIPTS / name, *map(str, arguments)],
             cwd=self.folder,
             env=self.environment,
             stdin=subprocess.DEVNULL,
@@ -48,14 +51,16 @@ class Commands:
         self._started.append(process)
         return process
 
-    def coordinator(self, *arguments: object, timeout: float = 100.0) -> subprocess.CompletedProcess[str]:
-        process = self.start("nhop-coordinator", *arguments)
+    def coordinator(
+        self, *arguments: object, timeout: float = 100.0, inside: Sequence[str] = ()
+    ) -> subprocess.CompletedProcess[str]:
+        process = self.start("nhop-coordinator", *arguments, inside=inside)
         out, err = process.communicate(timeout=timeout)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
-    def agent(self, *arguments: object) -> subprocess.Popen[str]:
+    def agent(self, *arguments: object, inside: Sequence[str] = ()) -> subprocess.Popen[str]:
         """Starts an agent and returns once it says that it listens."""
-        process = self.start("nhop-agent", *arguments)
+        process = self.start("nhop-agent", *arguments, inside=inside)
         assert process.stdout is not None
         line = process.stdout.readline()
         assert "listens on" in line, process.communicate(timeout=10)

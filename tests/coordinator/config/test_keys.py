@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from coordinator.config import load
-from coordinator.domain import Cluster, Limits, Objective, StageBudget
+from coordinator.domain import Cluster, Limits, Objective, PlacementRule, StageBudget
 from coordinator.errors import ConfigError
 from coordinator.search.space import Choice, Float, Int, Layers
 
@@ -51,6 +51,7 @@ def test_all_keys_reach_the_study(tmp_path):
             "opt_tolerance": 0.5,
             "train_tolerance": 0.25,
             "cluster": {"ps": 2, "workers": 3},
+            "placement": "spread",
             "parallel_trials": 2,
             "max_attempts": 5,
             "time_budget": "1h30m",
@@ -66,6 +67,7 @@ def test_all_keys_reach_the_study(tmp_path):
     assert (spec.study_id, spec.seed, spec.objective) == ("s", 5, Objective.TRAIN_LOSS)
     assert spec.stages == (StageBudget(100, 4), StageBudget(200, 2))
     assert (spec.narrow_factor, spec.opt_tolerance, spec.cluster) == (0.25, 0.5, Cluster(2, 3))
+    assert spec.placement is PlacementRule.SPREAD
     assert (spec.parallel_trials, spec.max_attempts, spec.time_budget) == (2, 5, 5400.0)
     assert spec.limits == Limits(start=7.0, stop_grace=0.5, terminate_grace=0.25, run=8.0)
     training = spec.training
@@ -237,6 +239,7 @@ def test_what_this_version_does_not_have_may_be_switched_off(key, value):
         ({"sync_replicas": True, "sync_backup_workers": -1}, "must be at least 0"),
         ({"checkpoint_every": 0}, "must be at least 1"),
         ({"keep_model": 1}, "must be true or false"),
+        ({"placement": "wide"}, "must be pack or spread, not the text 'wide'"),
     ],
 )
 def test_what_cannot_be_is_refused_with_the_remedy(keys, words):

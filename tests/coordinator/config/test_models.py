@@ -92,6 +92,33 @@ def test_data_that_is_not_for_the_model(files, model, name, words):
     assert words in message({"nn_model": model, "load_data": True, "load_data_dir": str(files / name)})
 
 
+@pytest.mark.parametrize(
+    ("model", "url"),
+    [
+        ("Regressor", "s3://bucket/table.csv"),
+        ("Classifier", "gs://bucket/table.NPZ"),
+        ("CNN", "s3://bucket/images.npz"),
+        ("RNN", "s3://bucket/code"),
+        ("my.mod:Net", "s3://bucket/anything"),
+    ],
+)
+def test_data_at_a_url_stays_as_it_is_written(monkeypatch, model, url):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    assert load({"nn_model": model, "load_data": True, "load_data_dir": url}).keys.load_data_dir == url
+
+
+@pytest.mark.parametrize(
+    ("model", "url", "words"),
+    [
+        ("Regressor", "s3://bucket/table.txt", "s3://bucket/table.txt: must be a .csv or .npz file"),
+        ("CNN", "s3://bucket/table.csv", "must be a .npz file"),
+        ("my.mod:Net", "nothing://bucket/x", "the protocol nothing:// is not known"),
+    ],
+)
+def test_a_url_that_is_not_for_the_model(model, url, words):
+    assert words in message({"nn_model": model, "load_data": True, "load_data_dir": url})
+
+
 def test_the_rnn_has_no_synthetic_data():
     assert message({"nn_model": "RNN"}).startswith("nn_model: the RNN has no synthetic data: set load_data")
     assert message({"nn_model": "RNN", "load_data": False}).startswith("load_data: ")

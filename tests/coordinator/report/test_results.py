@@ -23,6 +23,7 @@ from coordinator.domain import (
     TrialState,
 )
 from coordinator.report import write_results
+from coordinator.report.results import best_config
 from coordinator.search.space import Choice, Float, Int, Layers
 from nhop_models.contract import FailureKind
 
@@ -57,7 +58,9 @@ def study():
     failed = Trial(2, 2, TrialState.FAILED, parameters(0.1), failure=failure, attempts=1, notes=("a", "b"))
     stages = (Stage(1, budgets[0], SPACE, best), Stage(2, budgets[1], SPACE, best))
     counts = TrialCounts(total=2, completed=1, failed=1)
-    state = Study("s", StudyState.COMPLETED, stages, 2, counts, best, started_at=100.0, ended_at=160.0)
+    state = Study(
+        "s", StudyState.COMPLETED, stages, 2, counts, best, late_messages=3, started_at=100.0, ended_at=160.0
+    )
     return spec, state, (best, failed)
 
 
@@ -67,6 +70,7 @@ def test_the_files_agree(tmp_path, study):
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["status"] == "completed"
     assert summary["wall_seconds"] == 60.0
+    assert summary["late_messages"] == 3
     assert summary["trials_per_minute"] == 2.0
     assert summary["trials"] == {"completed": 1, "pruned": 0, "failed": 1, "stopped": 0}
     assert [(s["stage"], s["train_epoch"], s["opt_epoch"], s["trials"]) for s in summary["stages"]] == [
@@ -88,6 +92,11 @@ def test_the_files_agree(tmp_path, study):
         "best_config.yaml",
         "summary.json",
     }
+
+
+def test_a_path_in_the_best_configuration_can_be_read(study):
+    spec, state, _ = study
+    assert "code: /home/zoë/größe" in best_config(f"{CONFIG}code: /home/zoë/größe\n", state.best, spec)
 
 
 def test_the_best_configuration_trains_the_best_point_once(tmp_path, study):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -13,7 +14,7 @@ from coordinator.domain import (
     Cluster,
     Failure,
     Notice,
-    Report,
+    Reports,
     Stage,
     StageBudget,
     Study,
@@ -46,9 +47,10 @@ def trial(number, state=TrialState.RUNNING, **values):
 
 
 def report(number, step, loss=0.5, task="worker/0"):
-    return Report(AttemptId("s", number, 1), TaskId.parse(task), 1, step, loss, None, {}, 100.0)
+    return Reports(AttemptId("s", number, 1), TaskId.parse(task), [(1, step, loss, None, {}, 100.0)])
 
 
+CHIEF = TaskId.parse("worker/0")
 COMPLETED = trial(1, TrialState.COMPLETED, loss=0.25, val_loss=0.25, train_loss=0.2, seconds=3.21)
 FAILED = trial(2, TrialState.FAILED, failure=Failure(FailureKind.DIVERGED, "the loss is [NaN]"))
 
@@ -78,6 +80,48 @@ def test_a_line_for_each_stage_and_each_trial_that_ends():
     assert "hidden_layers=6-5" in lines[1]
     assert "trial 2 failed (DIVERGED): the loss is [NaN]" in lines[2]
     assert "stage 2 of 2" in lines[3]
+
+
+TRACEBACK = "\n".join(f"line {n}" for n in range(1, 31))
+
+
+def broken(number, detail=TRACEBACK, task=CHIEF):
+    failure = Failure(FailureKind.USER_CODE, "ValueError: no", detail, task)
+    return trial(number, TrialState.FAILED, failure=failure, attempts=2)
+
+
+def screen_after(*updates, terminal=False):
+    screen = console(terminal)
+    with watch(SPEC, screen, Path("out/logs")) as show:
+        for update in updates:
+            show(update)
+    return screen.file.getvalue()
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_failed_trials_last_lines_are_shown_with_the_path_of_its_log(terminal):
+    shown = screen_after(broken(3), terminal=terminal)
+    assert all(f"    line {n}" in shown for n in range(21, 31))
+    assert "line 20" not in shown
+    assert shown.index("ValueError: no") < shown.index("    line 21") < shown.index("its log")
+    assert "its log: out/logs/trial-3-attempt-2-worker-0.log" in shown
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_the_same_last_lines_are_shown_once_and_others_again(terminal):
+    shown = screen_after(broken(3), broken(4), broken(5, "other"), terminal=terminal)
+    assert shown.count("    line 30") == 1
+    assert shown.count("    other") == 1
+    assert shown.count("its log") == 3
+
+
+def test_a_failure_without_a_log_has_no_path():
+    assert "its log" not in screen_after(broken(3, task=None))
+
+
+def test_last_lines_cannot_command_the_terminal():
+    assert "\x1b[2J" not in screen_after(broken(3, "\x1b[2J[bold]gone"))
+    assert "[bold]gone" in screen_after(broken(3, "[bold]gone"))
 
 
 def test_a_trial_that_is_better_than_all_before_is_marked():
@@ -168,6 +212,12 @@ def test_the_last_words(tmp_path, width):
     assert "study s completed: 3 completed, 1 failed" in text
     assert "best loss 0.25 in trial 1 (val_loss 0.25, train_loss 0.2)" in text
     assert f"results in {tmp_path}" in text
+
+
+def test_the_last_words_tell_both_places(tmp_path):
+    screen = console()
+    show_result(study(StudyState.COMPLETED, 2, COMPLETED), tmp_path, screen, "s3://bucket/out")
+    assert f"results in {tmp_path} and at s3://bucket/out" in screen.file.getvalue()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,14 @@
+"""``python -m coordinator`` is ``nhop-coordinator``: what both begin with."""
+
+from nhop._process import loading
+
+
+def main() -> None:
+    """Runs the command."""
+    with loading():
+        from coordinator.cli import main as command
+    command()
+
+
+if __name__ == "__main__":
+    main()

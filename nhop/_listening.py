@@ -1,0 +1,35 @@
+"""Addresses to listen at, of which gRPC does not say enough."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+UNIX = "unix:"
+
+
+def bind_error(target: str) -> OSError | None:
+    """Why nobody can listen at ``host:port``, IPv6 in brackets, or ``unix:/path``; None where one can."""
+    path = Path(target.removeprefix(UNIX)) if target.startswith(UNIX) else None
+    host, _, port = target.rpartition(":")
+    host = host.strip("[]")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(socket.AF_UNIX if path else family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(str(path) if path else (host, int(port)))
+    except OSError as error:
+        return error
+    if path is not None:
+        path.unlink(missing_ok=True)
+    return None
+
+
+def is_served(path: Path) -> bool:
+    """Whether somebody listens on a Unix socket: gRPC would silently take its place."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+    return True

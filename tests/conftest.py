@@ -1,0 +1,17 @@
+"""All tests: two processes share them, and real TensorFlow is left to one of these."""
+
+from __future__ import annotations
+
+import hypothesis
+import pytest
+
+# How long one example takes says more of the machine than of us.
+hypothesis.settings.register_profile("nhop", deadline=None)
+hypothesis.settings.load_profile("nhop")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keeps the tests of a file together, and all that start whole commands: these want a core."""
+    for item in items:
+        name = "e2e" if item.get_closest_marker("e2e") else item.path.as_posix()
+        item.add_marker(pytest.mark.xdist_group(name))
