@@ -23,8 +23,11 @@ $(STAMP): requirements.lock pyproject.toml
 demo: $(STAMP)  ## Runs a small study with a parameter server and two workers on this machine
 	$(BIN)/nhop-coordinator examples/demo.yaml
 
+# Real processes share the machine with others: a test that fails runs once more, and what it failed with is shown.
+AGAIN = --reruns 1 --rerun-show-tracebacks
+
 test: check  ## Sets up, checks and runs all tests
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadgroup $(AGAIN)
 
 test-faults: $(STAMP)  ## Long tests of what must be survived (some minutes)
 	$(BIN)/python -m pytest -m faults -s
