@@ -1,7 +1,9 @@
 """The agent's own events of an attempt, in a framed file of the attempt directory.
 
-They are numbered from 1 in the order of the file, and outlive the agent. ``None`` losses, NaN and
-infinity are kept as JSON writes them.
+They are numbered from 1, and outlive the agent. A new agent goes on from the time of its start in
+microseconds: where the power was lost the file may lack the last events, and a coordinator that has
+them would take others with the same numbers for known.
+``None`` losses, NaN and infinity are kept as JSON writes them.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from time import time_ns
 from typing import Any
 
 from agent.domain import AgentEvent, AttemptEnded, Failure, StopReason, TaskEnded, TaskResult, TaskStarted
@@ -29,11 +32,14 @@ class EventLog:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._events: list[tuple[float, AgentEvent]] = []
+        self._numbers: list[int] = []
+        self._next = 1
         self._unwritten: list[bytes] = []
 
     @classmethod
     def read(cls, path: Path) -> EventLog:
         """The log of an earlier agent; a damaged tail is cut off, and logged."""
+        now_us = time_ns() // 1_000
         log = cls(path)
         try:
             data = path.read_bytes()
@@ -42,18 +48,25 @@ class EventLog:
         end = 0
         try:
             for payload, behind in frames(data, path):
-                log._events.append(_decode(payload))
+                number, time, event = _decode(payload)
+                log._add(number, time, event)
                 end = behind
         except (SpoolError, ValueError, TypeError, KeyError) as error:
             logger.warning("%s: %s; the %d events before it are used", path, error, len(log._events))
         if end < len(data):
             os.truncate(path, end)
+        log._next = max(log._next, now_us)
         return log
 
     @property
     def events(self) -> Sequence[tuple[float, AgentEvent]]:
-        """Each with its time in seconds since the epoch; the first has the number 1."""
+        """Each with its time in seconds since the epoch."""
         return self._events
+
+    @property
+    def numbers(self) -> Sequence[int]:
+        """The number of each event; they rise."""
+        return self._numbers
 
     @property
     def ended(self) -> bool:
@@ -62,8 +75,8 @@ class EventLog:
 
     def append(self, time: float, event: AgentEvent) -> None:
         """Adds an event. Where the disk is full it is kept in memory, and written with the next one."""
-        self._events.append((time, event))
-        self._unwritten.append(frame(_encode(time, event)))
+        self._unwritten.append(frame(_encode(self._next, time, event)))
+        self._add(self._next, time, event)
         data = b"".join(self._unwritten)
         descriptor = None
         try:
@@ -80,8 +93,13 @@ class EventLog:
             if descriptor is not None:
                 os.close(descriptor)
 
+    def _add(self, number: int, time: float, event: AgentEvent) -> None:
+        self._events.append((time, event))
+        self._numbers.append(number)
+        self._next = number + 1
 
-def _encode(time: float, event: AgentEvent) -> bytes:
+
+def _encode(number: int, time: float, event: AgentEvent) -> bytes:
     values: dict[str, Any]
     match event:
         case TaskStarted():
@@ -94,15 +112,19 @@ def _encode(time: float, event: AgentEvent) -> bytes:
             values = {"task": str(event.task), "result": result}
         case AttemptEnded():
             values = {"reason": event.reason.value}
-    return json.dumps([type(event).__name__, time, values]).encode()
+    return json.dumps([type(event).__name__, number, time, values]).encode()
 
 
-def _decode(payload: bytes) -> tuple[float, AgentEvent]:
-    name, time, values = json.loads(payload)
+def _decode(payload: bytes) -> tuple[int, float, AgentEvent]:
+    name, number, time, values = json.loads(payload)
+    return int(number), float(time), _event(name, values)
+
+
+def _event(name: str, values: dict[str, Any]) -> AgentEvent:
     if name == TaskStarted.__name__:
-        return time, TaskStarted(TaskId.parse(values["task"]), values["pid"], values["start_ticks"])
+        return TaskStarted(TaskId.parse(values["task"]), values["pid"], values["start_ticks"])
     if name == AttemptEnded.__name__:
-        return time, AttemptEnded(StopReason(values["reason"]))
+        return AttemptEnded(StopReason(values["reason"]))
     if name != TaskEnded.__name__:
         raise ValueError(f"unknown event {name!r}")
     result = values["result"]
@@ -111,4 +133,4 @@ def _decode(payload: bytes) -> tuple[float, AgentEvent]:
         kind = FailureKind(result["failure"].pop("kind"))
         result["failure"] = Failure(kind, **result["failure"])
     result["notes"] = tuple(result["notes"])
-    return time, TaskEnded(TaskId.parse(values["task"]), TaskResult(**result))
+    return TaskEnded(TaskId.parse(values["task"]), TaskResult(**result))

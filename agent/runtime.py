@@ -242,7 +242,7 @@ class Agent:
             attempt = self.attempts.get(attempt_id)
             if attempt is None or source != SOURCE or attempt_id.study_id != study_id:
                 continue
-            if attempt.log.ended and sequence >= len(attempt.log.events):
+            if attempt.log.ended and sequence >= attempt.log.numbers[-1]:
                 self.forget(attempt)
 
     @property

@@ -78,9 +78,10 @@ class _Cursor:
 
     def _take_own(self, events: list[StreamEvent], limit: int) -> None:
         skip = self.positions.get((self.attempt.id, SOURCE), 0)
-        log = self.attempt.log.events
-        while self.taken < len(log) and len(events) < limit:
-            time, event = log[self.taken]
+        log = self.attempt.log
+        while self.taken < len(log.events) and len(events) < limit:
+            time, event = log.events[self.taken]
+            number = log.numbers[self.taken]
             if isinstance(event, TaskStarted):
                 known = self.positions.get((self.attempt.id, str(event.task)), 0)
                 path = self.attempt.directory.spool_path(event.task)
@@ -90,8 +91,8 @@ class _Cursor:
                     continue  # first all that the task said itself
                 self.readers.pop(event.task).check_end()
             self.taken += 1
-            if self.taken > skip:
-                events.append(StreamEvent(self.attempt.id, SOURCE, self.taken, time, event))
+            if number > skip:
+                events.append(StreamEvent(self.attempt.id, SOURCE, number, time, event))
 
     def _take_spool(self, task: TaskId, events: list[StreamEvent], limit: int) -> bool:
         """Whether there was anything to take, or no room to take it."""

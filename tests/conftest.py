@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import signal
+
 import hypothesis
 import pytest
 
 # How long one example takes says more of the machine than of us.
 hypothesis.settings.register_profile("nhop", deadline=None)
 hypothesis.settings.load_profile("nhop")
+
+# What nohup, a shell's "&" or a build server has us ignore would be ignored by all that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+for each in (signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM):
+    if signal.getsignal(each) is signal.SIG_IGN:
+        signal.signal(each, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -811,7 +811,9 @@ class Event(_message.Message):
     source: _builtins.str
     """Who says so: "agent", or the task."""
     sequence: _builtins.int
-    """Number of the event within the attempt and source: 1, 2, 3, ... without gaps."""
+    """Number of the event within the attempt and source: 1, 2, 3, ... without gaps; but an agent that
+    was started again goes on from a higher one.
+    """
     @_builtins.property
     def attempt(self) -> _types_pb2.AttemptId:
         """The attempt."""

@@ -207,6 +207,33 @@ def test_a_damaged_tail_of_events_is_cut_off_and_written_over(tmp_path: Path) ->
     assert [event for _, event in EventLog.read(path).events] == [EVENTS[0], EVENTS[2]]
 
 
+def test_a_new_agent_goes_on_with_numbers_that_no_earlier_one_gave(tmp_path: Path) -> None:
+    path = tmp_path / "agent.reports"
+    log = EventLog(path)
+    log.append(1.0, EVENTS[0])
+    kept = path.stat().st_size
+    highest = 0
+    for start in range(2):  # each time the power is lost before the disk has what follows
+        for event in EVENTS[1:]:
+            log.append(2.0, event)
+        assert list(log.numbers) == sorted(set(log.numbers))
+        assert log.numbers[1] > highest
+        highest = log.numbers[-1]
+        assert highest == len(EVENTS) or start
+        os.truncate(path, kept)
+        log = EventLog.read(path)
+        assert list(log.numbers) == [1]
+
+
+def test_numbers_outlive_the_agent(tmp_path: Path) -> None:
+    path = tmp_path / "agent.reports"
+    EventLog(path).append(1.0, EVENTS[0])
+    log = EventLog.read(path)
+    log.append(2.0, EVENTS[2])
+    assert EventLog.read(path).numbers == log.numbers
+    assert log.numbers[0] == 1
+
+
 def test_an_event_that_cannot_be_written_is_kept_and_written_later(tmp_path: Path) -> None:
     path = tmp_path / "later" / "agent.reports"
     log = EventLog(path)

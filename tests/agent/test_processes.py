@@ -257,9 +257,9 @@ async def test_tasks_of_an_agent_that_hangs_end_before_their_coordinator_gives_t
 
 
 async def test_leases_are_renewed_while_the_agent_lives(tmp_path: Path) -> None:
-    agent = await RealAgent.launch(tmp_path, orphan_limit=0.5)
+    agent = await RealAgent.launch(tmp_path, orphan_limit=2.0)
     try:
-        events = await run_to_end(agent, {"worker/0": {"runs_for": 1.5}})
+        events = await run_to_end(agent, {"worker/0": {"runs_for": 3.0}})
         assert outcome(events, "worker/0").status == types_pb2.TASK_STATUS_COMPLETED
     finally:
         await agent.close()
@@ -289,9 +289,9 @@ async def test_nothing_is_left_of_a_study_that_nobody_follows_any_more(tmp_path:
 
 
 async def test_a_study_that_is_followed_is_not_given_up(tmp_path: Path) -> None:
-    agent = await RealAgent.launch(tmp_path, abandon_limit=0.2)
+    agent = await RealAgent.launch(tmp_path, abandon_limit=2.0)
     try:
-        script = {"worker/0": {"runs_for": 1.0}}
+        script = {"worker/0": {"runs_for": 3.0}}
         assert outcome(await run_to_end(agent, script), "worker/0").status == types_pb2.TASK_STATUS_COMPLETED
     finally:
         await agent.close()
@@ -353,6 +353,30 @@ async def test_events_that_nobody_acknowledged_survive_the_agent(tmp_path: Path)
     agent = await RealAgent.launch(tmp_path)
     try:
         assert await agent.events(attempt_id()) == before
+    finally:
+        await agent.close()
+
+
+async def test_the_end_comes_where_the_power_was_lost_with_the_last_events(tmp_path: Path) -> None:
+    """A coordinator has more than the disk: what the new agent says of the attempt is news to it."""
+    agent = await RealAgent.launch(tmp_path)
+    tasks = await start_forever(agent, "ps/0", "worker/0")
+    async with agent.follow() as stream:
+        seen = await stream.until(lambda e: e.source == "agent" and e.sequence == 2)
+    await agent.kill()
+    for pid in tasks.values():
+        os.kill(pid, signal.SIGKILL)
+        await eventually(lambda pid=pid: gone(pid))
+    os.truncate(tmp_path / "state/attempts/study-t1-a1/agent.reports", 0)
+    agent = await RealAgent.launch(tmp_path)
+    try:
+        has = [agent_pb2.Position(attempt=attempt_id(), source="agent", sequence=2)]
+        events = await agent.events(attempt_id(), has)
+        assert min(e.sequence for e in events if e.source == "agent") > max(e.sequence for e in seen)
+        assert events[-1].attempt_ended.reason == agent_pb2.STOP_REASON_FAILED
+        async with agent.follow(positions=has) as stream:
+            await stream.acknowledge(events[-1])
+            await eventually(lambda: not list((agent.state_dir / "attempts").iterdir()))
     finally:
         await agent.close()
 

@@ -14,7 +14,7 @@ from nhop.v1 import agent_pb2, types_pb2
 from tests.contract.harness import DEADLINE, Harness, RealAgent, attempt_id, ended, is_kind, outcome
 
 FOREVER = {"worker/0": {"runs_for": None, "reports": 2}}
-SILENCE = 1.5
+SILENCE = 2.5
 
 
 @pytest.fixture
@@ -121,14 +121,14 @@ async def test_an_attempt_whose_coordinator_is_silent_ends_with_its_host_lost(re
     events = await real.events(attempt_id())
     failure = outcome(events, "worker/0").failure
     assert failure.kind == types_pb2.FAILURE_KIND_HOST_LOST
-    assert "its coordinator was out of reach for 1.5 s" in failure.message
+    assert "its coordinator was out of reach for 2.5 s" in failure.message
     assert events[-1].attempt_ended.reason == agent_pb2.STOP_REASON_FAILED
 
 
 async def test_a_heartbeat_keeps_an_attempt_alive(real: RealAgent) -> None:
     async with Heartbeat(real):
         await real.run(attempt_id(), "worker/0", script=FOREVER, silence=SILENCE)
-        assert await runs_on(real, 2.5 * SILENCE)
+        assert await runs_on(real, 1.5 * SILENCE)
     assert not await runs_on(real, DEADLINE)
 
 

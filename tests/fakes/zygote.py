@@ -124,7 +124,9 @@ def _wait(directory: Path, script: Script, seconds: float | None) -> bool:
     while True:
         rest = 0.2 if end is None else max(0.0, end - time.monotonic())
         received = signal.sigtimedwait(TASK_SIGNALS, min(rest, 0.2))
-        if received is not None and signal.Signals(received.si_signo).name not in script.ignores:
+        # Where it was stopped and continued too late, Python's sigtimedwait returns what is no signal.
+        number = 0 if received is None else received.si_signo
+        if number in TASK_SIGNALS and signal.Signals(number).name not in script.ignores:
             return True
         if lease_expired(directory):
             return True
