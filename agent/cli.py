@@ -93,7 +93,7 @@ class _PortRange(click.ParamType[tuple[int, int]]):
 )
 @click.option(
     "--state-dir",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=click.Path(file_okay=False),
     help="Where attempts are kept; by default ~/.local/state/nhop/agent-PORT (or below XDG_STATE_HOME).",
 )
 @click.option(
@@ -142,7 +142,7 @@ def main(
     insecure: bool,
     advertise: str,
     slots: int | None,
-    state_dir: Path | None,
+    state_dir: str | None,
     port_range: tuple[int, int],
     orphan_limit: float,
     abandon_limit: float,
@@ -163,10 +163,11 @@ def main(
     if state_dir is None:
         if listen.path is not None or listen.port == 0:
             raise click.UsageError(f"--state-dir is needed with --listen {listen}")
-        state_dir = default_state_dir(listen.port)
+    elif not state_dir:  # an unset variable of a script: attempts would be among the files around
+        raise click.UsageError("--state-dir is empty; name a folder, or `.` for the current one")
     config = AgentConfig(
         listen=listen,
-        state_dir=state_dir.absolute(),
+        state_dir=Path(state_dir or default_state_dir(listen.port)).absolute(),
         slots=slots or usable_cores(),
         ports=port_range,
         orphan_limit=orphan_limit,

@@ -21,7 +21,7 @@ import click
 from coordinator.errors import NhopError, UsageError
 from coordinator.process import take_over
 from nhop._process import open_standard_streams
-from nhop_models.urls import is_url
+from nhop_models.urls import is_nearly_url, is_url
 
 if TYPE_CHECKING:
     from coordinator.config import StudyConfig
@@ -133,6 +133,11 @@ def command(
     asked = Words.parse(words)
     if output == "":  # an unset variable of a script: the results would be among the files around
         raise UsageError("--output is empty; name a folder, or `.` for the current one")
+    if output is not None and is_nearly_url(output):
+        raise UsageError(
+            f"--output {output}: a URL has two slashes, as in {output.partition(':')[0]}://bucket/folder; "
+            f"./{output} is a folder"
+        )
     from coordinator.hosts import HostPolicy
 
     policy = HostPolicy(wait_hosts, min_hosts, host_limit, hosts, insecure)

@@ -38,7 +38,7 @@ from coordinator.preflight import (
 )
 from coordinator.process import check_file_limit
 from coordinator.reach import find_reach
-from coordinator.waiting import unless_stopped
+from coordinator.waiting import background
 
 HEARTBEATS_A_SECOND = 250
 """Of all agents together: each costs some 0.3 ms of CPU time."""
@@ -158,18 +158,31 @@ class Fleet:
     async def _muster(self, again: asyncio.Event) -> tuple[dict[str, Inventory], dict[str, str]]:
         """As ``muster``, of the hosts that the file lists in the end."""
         while True:
-            answers = await unless_stopped(muster(self._all, self._policy, self._tell), again)
-            if answers is not None:
-                return answers
+            answering = muster(self._all, self._policy, self._tell)
+            async with background(self._listed_anew(again)) as listing, background(answering) as mustering:
+                await asyncio.wait((listing, mustering), return_when=asyncio.FIRST_COMPLETED)
+                if mustering.done():
+                    return mustering.result()
+                addresses = listing.result()
+            check_file_limit(len(addresses))
+            before, self._addresses = self._all, {address.name: address for address in addresses}
+            self._all = {a.name: before.get(a.name) or self._link(a) for a in addresses}
+            gone = [link for name, link in before.items() if name not in self._all]
+            await asyncio.gather(*(link.close() for link in gone))
+            self._tell(Notice(f"the hosts file was read again: it lists {len(addresses)}"))
+
+    async def _listed_anew(self, again: asyncio.Event) -> Sequence[AgentAddress]:
+        """What the hosts file lists once ``again`` is set and it can be used."""
+        while True:
+            await again.wait()
             again.clear()
-            addresses = await self._read(check=self._policy.check)
+            try:
+                addresses = await self._read(check=self._policy.check)
+            except asyncio.CancelledError:
+                again.set()  # for ``reread``
+                raise
             if addresses is not None:
-                check_file_limit(len(addresses))
-                before, self._addresses = self._all, {address.name: address for address in addresses}
-                self._all = {a.name: before.get(a.name) or self._link(a) for a in addresses}
-                gone = [link for name, link in before.items() if name not in self._all]
-                await asyncio.gather(*(link.close() for link in gone))
-                self._tell(Notice(f"the hosts file was read again: it lists {len(addresses)}"))
+                return addresses
 
     def _missing(self, unreachable: Mapping[str, str]) -> list[str]:
         fewest = self._policy.fewest

@@ -19,7 +19,7 @@ LONGEST = 86_400.0
 
 LONGEST_NAME = 253
 _LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_LOCALHOST = ("localhost", "127.0.0.1")
 NEEDS_TLS = "only loopback addresses and unix: sockets can be used without TLS, which is not there yet"
 OR_INSECURE = "In a network where you trust every machine add --insecure, here and to its nhop-agent"
 
@@ -163,7 +163,7 @@ def parse_address(text: str, *, insecure: bool = False) -> str:
     if not re.fullmatch(r"[0-9]{1,5}", port) or not 1 <= int(port) <= 65535:
         raise ValueError(f"the port of {text!r} must be a number from 1 to 65535")
     bare = host.strip("[]")
-    if bare.lower() not in LOOPBACK:
+    if not _is_loopback(bare):
         if not insecure:
             raise NotLocalError(f"{host}: {NEEDS_TLS}")
         _check_host(bare)
@@ -174,13 +174,20 @@ def parse_address(text: str, *, insecure: bool = False) -> str:
 
 def is_local(target: str) -> bool:
     """Whether a target is on this machine, as far as its text tells."""
-    return target.startswith("unix:") or target.rpartition(":")[0].strip("[]").lower() in LOOPBACK
+    return target.startswith("unix:") or _is_loopback(target.rpartition(":")[0].strip("[]"))
 
 
 def is_name(target: str) -> bool:
     """Whether a target has to be looked up by its name."""
     host = target.rpartition(":")[0]
     return not is_local(target) and not host.startswith("[") and not re.fullmatch(r"[0-9.]+", host)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == _LOCALHOST[0]
 
 
 def _check_host(host: str) -> None:
@@ -221,8 +228,8 @@ def _same(target: str) -> str:
         return target
     host, _, port = target.rpartition(":")
     host = host.lower().removesuffix(".")
-    if host == LOOPBACK[0]:
-        host = LOOPBACK[1]
+    if host == _LOCALHOST[0]:
+        host = _LOCALHOST[1]
     elif host.startswith("["):
         host = ipaddress.ip_address(host.strip("[]")).compressed
     return f"{host}:{port}"

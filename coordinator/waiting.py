@@ -22,13 +22,14 @@ class StopSignal(Protocol):
 
 async def unless_stopped(work: Coroutine[Any, Any, Result], stop: StopSignal) -> Result | None:
     """The result of ``work``, or None where ``stop`` came first; ``work`` is then cancelled."""
-    async with _background(stop.wait()) as stopped, _background(work) as working:
+    async with background(stop.wait()) as stopped, background(work) as working:
         await asyncio.wait((stopped, working), return_when=asyncio.FIRST_COMPLETED)
         return working.result() if working.done() else None
 
 
 @contextlib.asynccontextmanager
-async def _background(work: Coroutine[Any, Any, Result]) -> AsyncIterator[asyncio.Task[Result]]:
+async def background(work: Coroutine[Any, Any, Result]) -> AsyncIterator[asyncio.Task[Result]]:
+    """Work as a task, which is over when the block is left."""
     task = asyncio.create_task(work)
     try:
         yield task

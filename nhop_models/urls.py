@@ -77,6 +77,12 @@ def is_url(text: str) -> bool:
     return _URL.match(text) is not None
 
 
+def is_nearly_url(text: str) -> bool:
+    """Whether a path begins as a URL does, but for its slashes: ``s3:/bucket``."""
+    protocol, colon, _ = text.partition(":")
+    return bool(colon) and protocol.lower() in _PACKAGES and not is_url(text)
+
+
 def join(url: str, name: str) -> str:
     """The URL of something below a folder."""
     return f"{url.rstrip('/')}/{name}"

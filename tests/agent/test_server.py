@@ -40,6 +40,7 @@ def nhop_agent(*arguments: str) -> subprocess.CompletedProcess[str]:
         (["--listen", "unix:relative.sock"], "must be absolute"),
         (["--listen", f"unix:/tmp/{'x' * 120}"], "at most 107 bytes"),
         (["--listen", "127.0.0.1:0"], "--state-dir is needed"),
+        (["--listen", "127.0.0.1:0", "--state-dir", ""], "--state-dir is empty"),
         (["--listen", "127.0.0.1:7001", "--slots", "0"], "--slots"),
         (["--listen", "127.0.0.1:7001", "--port-range", "30-20"], "not a port range"),
         ([], "--listen"),

@@ -607,6 +607,7 @@ async def test_a_wrong_hosts_file_changes_nothing_while_hosts_are_waited_for(wai
     await serve("gone")
     async with asyncio.timeout(10):
         assert len((await opening).hosts) == 2
+    assert sum("waiting for host" in notice for notice in listener.notices) == 1  # the wait went on
 
 
 async def test_two_signals_in_a_row_are_taken_both(rereading, listener):

@@ -31,6 +31,10 @@ def test_ports_default_to_7001():
     assert targets("localhost\n127.0.0.1:7002\n") == ["localhost:7001", "127.0.0.1:7002"]
 
 
+def test_all_of_loopback_is_this_machine():
+    assert targets("127.0.0.2\n127.8.9.10:7002") == ["127.0.0.2:7001", "127.8.9.10:7002"]
+
+
 def test_ipv6_is_written_in_brackets():
     assert targets("[::1]\n[::1]:7002") == ["[::1]:7001", "[::1]:7002"]
 

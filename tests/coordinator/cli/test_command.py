@@ -35,6 +35,7 @@ def check(capsys, arguments, status, *words):
         (["--output"], ["--output"]),
         (["--output", "", "--dry-run"], ["--output is empty"]),
         (["--output", "", "--serve", "localhost:0"], ["--output is empty"]),
+        (["--output", "s3:/bucket/x", "--dry-run"], ["--output s3:/bucket/x: a URL has two slashes"]),
         (["--hosts", "none.txt"], ["none.txt", "cannot be read"]),
         (["--hosts", "."], ["cannot be read"]),
         (["--hosts", "binary.txt"], ["UTF-8"]),
