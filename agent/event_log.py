@@ -2,8 +2,8 @@
 
 They are numbered from 1, and outlive the agent. A new agent goes on from the time of its start in
 microseconds: where the power was lost the file may lack the last events, and a coordinator that has
-them would take others with the same numbers for known.
-``None`` losses, NaN and infinity are kept as JSON writes them.
+them would take others with the same numbers for known. ``None`` losses, NaN and infinity are kept as
+JSON writes them.
 """
 
 from __future__ import annotations
@@ -39,12 +39,11 @@ class EventLog:
     @classmethod
     def read(cls, path: Path) -> EventLog:
         """The log of an earlier agent; a damaged tail is cut off, and logged."""
-        now_us = time_ns() // 1_000
         log = cls(path)
         try:
             data = path.read_bytes()
         except FileNotFoundError:
-            return log
+            data = b""
         end = 0
         try:
             for payload, behind in frames(data, path):
@@ -55,7 +54,7 @@ class EventLog:
             logger.warning("%s: %s; the %d events before it are used", path, error, len(log._events))
         if end < len(data):
             os.truncate(path, end)
-        log._next = max(log._next, now_us)
+        log._next = max(log._next, time_ns() // 1_000)
         return log
 
     @property

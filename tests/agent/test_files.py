@@ -223,6 +223,10 @@ def test_a_new_agent_goes_on_with_numbers_that_no_earlier_one_gave(tmp_path: Pat
         os.truncate(path, kept)
         log = EventLog.read(path)
         assert list(log.numbers) == [1]
+    path.unlink()
+    log = EventLog.read(path)
+    log.append(3.0, EVENTS[-1])
+    assert log.numbers[0] > highest
 
 
 def test_numbers_outlive_the_agent(tmp_path: Path) -> None:
