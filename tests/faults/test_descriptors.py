@@ -65,7 +65,7 @@ def test_an_agent_without_descriptors_recovers_and_its_trials_go_on(commands: Co
     )
     (tmp_path / "hosts.txt").write_text(f"127.0.0.1:{port}\n")
     study = commands.start(
-        *("nhop-coordinator", "with", "opt_stages=[[20000,2]]", "cluster={ps: 0, workers: 1}"),
+        *("nhop-coordinator", "with", "opt_stages=[[60000,2]]", "cluster={ps: 0, workers: 1}"),
         *("opt_tolerance=0", "train_tolerance=0", "--hosts", "hosts.txt", "--output", "out"),
     )
     wait_for_task(commands)
@@ -75,7 +75,7 @@ def test_an_agent_without_descriptors_recovers_and_its_trials_go_on(commands: Co
         time.sleep(10.0)  # how long it goes without is what is tested
         assert study.poll() is None
     begun = time.monotonic()
-    out, err = study.communicate(timeout=200)
+    out, err = study.communicate(timeout=300)
     print(f"the study ended {time.monotonic() - begun:.1f} s after the connections did")
     assert study.returncode == 0, out + err
     with (tmp_path / "out" / "trials.csv").open() as file:
