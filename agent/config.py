@@ -11,6 +11,7 @@ from pathlib import Path
 
 from agent.archive import ArchiveLimits
 from agent.gpus import GpuInventory, NvmlInventory
+from nhop._listening import is_loopback
 
 DEFAULT_PORTS = (20000, 29999)  # below the ephemeral range of Linux, which begins at 32768
 MAX_UNIX_PATH_BYTES = 107
@@ -56,7 +57,7 @@ class ListenAddress:
 
     def check(self, *, insecure: bool) -> None:
         """Raises ConfigError where others could reach the agent, unless they may (``insecure``)."""
-        if self.path is not None or _is_loopback(self.host):
+        if self.path is not None or is_loopback(self.host):
             return
         if not insecure:
             raise ConfigError(
@@ -73,7 +74,7 @@ class ListenAddress:
     @property
     def task_host(self) -> str:
         """Where other hosts reach tasks of this one, unless it is told otherwise."""
-        return self.host if self.path is None and not _is_loopback(self.host) else "127.0.0.1"
+        return self.host if self.path is None and not is_loopback(self.host) else "127.0.0.1"
 
     def __str__(self) -> str:
         return f"unix:{self.path}" if self.path is not None else join_port(self.host, self.port)
@@ -115,10 +116,6 @@ def _is_address(host: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _is_loopback(host: str) -> bool:
-    return host == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
 
 
 def _is_wildcard(host: str) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 from coordinator.domain import Cluster
 from coordinator.errors import HostsError, UsageError
 from coordinator.wording import some
+from nhop._listening import is_loopback
 
 DEFAULT_PORT = 7001
 LONGEST = 86_400.0
@@ -19,7 +20,6 @@ LONGEST = 86_400.0
 
 LONGEST_NAME = 253
 _LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
-_LOCALHOST = ("localhost", "127.0.0.1")
 NEEDS_TLS = "only loopback addresses and unix: sockets can be used without TLS, which is not there yet"
 OR_INSECURE = "In a network where you trust every machine add --insecure, here and to its nhop-agent"
 
@@ -163,7 +163,7 @@ def parse_address(text: str, *, insecure: bool = False) -> str:
     if not re.fullmatch(r"[0-9]{1,5}", port) or not 1 <= int(port) <= 65535:
         raise ValueError(f"the port of {text!r} must be a number from 1 to 65535")
     bare = host.strip("[]")
-    if not _is_loopback(bare):
+    if not is_loopback(bare):
         if not insecure:
             raise NotLocalError(f"{host}: {NEEDS_TLS}")
         _check_host(bare)
@@ -174,20 +174,13 @@ def parse_address(text: str, *, insecure: bool = False) -> str:
 
 def is_local(target: str) -> bool:
     """Whether a target is on this machine, as far as its text tells."""
-    return target.startswith("unix:") or _is_loopback(target.rpartition(":")[0].strip("[]"))
+    return target.startswith("unix:") or is_loopback(target.rpartition(":")[0].strip("[]"))
 
 
 def is_name(target: str) -> bool:
     """Whether a target has to be looked up by its name."""
     host = target.rpartition(":")[0]
     return not is_local(target) and not host.startswith("[") and not re.fullmatch(r"[0-9.]+", host)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() == _LOCALHOST[0]
 
 
 def _check_host(host: str) -> None:
@@ -228,8 +221,8 @@ def _same(target: str) -> str:
         return target
     host, _, port = target.rpartition(":")
     host = host.lower().removesuffix(".")
-    if host == _LOCALHOST[0]:
-        host = _LOCALHOST[1]
+    if host == "localhost":
+        host = "127.0.0.1"
     elif host.startswith("["):
         host = ipaddress.ip_address(host.strip("[]")).compressed
     return f"{host}:{port}"

@@ -1,11 +1,20 @@
-"""Addresses to listen at, of which gRPC does not say enough."""
+"""Addresses: which are this machine's alone, and of listening what gRPC does not say."""
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 from pathlib import Path
 
 UNIX = "unix:"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or an address, IPv6 without brackets, reaches this machine from itself only."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
 
 
 def bind_error(target: str) -> OSError | None:
