@@ -44,11 +44,15 @@ LOG_TAIL_LINES = 30
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Manifest:
-    """What was leased; ``limits`` None until the attempt was started, ``bundles`` are those that it uses."""
+    """What was leased; ``limits`` None until the attempt was started, ``bundles`` are those that it uses.
+
+    ``owner``: whose study it is, as in ``Owners``.
+    """
 
     leases: tuple[TaskLease, ...]
     limits: Limits | None = None
     bundles: tuple[str, ...] = ()
+    owner: str = ""
 
     def lease(self, task: TaskId) -> TaskLease:
         """What a task was given."""
@@ -67,7 +71,8 @@ class Manifest:
             for each in self.leases
         ]
         limits = None if self.limits is None else dataclasses.asdict(self.limits)
-        return json.dumps({"leases": leases, "limits": limits, "bundles": self.bundles})
+        kept = {"leases": leases, "limits": limits, "bundles": self.bundles, "owner": self.owner}
+        return json.dumps(kept)
 
     @classmethod
     def from_json(cls, text: str) -> Manifest:
@@ -78,7 +83,7 @@ class Manifest:
             for v in data["leases"]
         )
         limits = None if data["limits"] is None else Limits(**data["limits"])
-        return cls(leases, limits, tuple(data.get("bundles", ())))
+        return cls(leases, limits, tuple(data.get("bundles", ())), data.get("owner", ""))
 
 
 class AttemptDirectory:

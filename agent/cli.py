@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import uvloop
@@ -22,6 +23,9 @@ from agent.config import (
     usable_cores,
 )
 from nhop._process import open_standard_streams, raise_file_limit
+
+if TYPE_CHECKING:
+    from nhop.security.rotation import Rotation
 
 MAX_SLOTS = 10_000
 
@@ -69,8 +73,16 @@ class _PortRange(click.ParamType[tuple[int, int]]):
     "--listen",
     type=_Address(),
     required=True,
-    help="Where coordinators reach this agent: 127.0.0.1:PORT, [::1]:PORT or unix:/path, with --insecure "
-    "any address of this machine.",
+    help="Where coordinators reach this agent: 127.0.0.1:PORT, [::1]:PORT or unix:/path; with --tls any "
+    "address of this machine, 0.0.0.0:PORT or [::]:PORT for all of them.",
+)
+@click.option(
+    "--tls",
+    type=click.Path(path_type=Path),
+    envvar="NHOP_TLS",
+    metavar="FOLDER",
+    help="This host's certificate: ca.crt, tls.crt and tls.key, made by `nhop-coordinator certs issue`. "
+    "Only holders of a coordinator's certificate of the same authority can then use the agent.",
 )
 @click.option(
     "--insecure",
@@ -139,6 +151,7 @@ class _PortRange(click.ParamType[tuple[int, int]]):
 @click.option("--verbose", is_flag=True, help="Log what happens to stderr, not only what is amiss.")
 def main(
     listen: ListenAddress,
+    tls: Path | None,
     insecure: bool,
     advertise: str,
     slots: int | None,
@@ -153,8 +166,10 @@ def main(
     """Runs tasks of NHOP trials on this host for the coordinators that ask for it."""
     open_standard_streams()
     raise_file_limit()
+    if tls is not None and insecure:
+        raise click.UsageError("--tls and --insecure: one of them, not both")
     try:
-        listen.check(insecure=insecure)
+        listen.check(tls=tls is not None, insecure=insecure)
     except ConfigError as error:
         raise click.UsageError(f"Invalid value for '--listen': {error}") from error
     if insecure and listen.task_host != "127.0.0.1":
@@ -175,6 +190,7 @@ def main(
         gpu_release_limit=gpu_release_limit,
         parent_pipe=parent_pipe,
         advertise=advertise,
+        tls=_certificate(tls),
     )
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING,
@@ -183,15 +199,33 @@ def main(
     sys.exit(serve(config))
 
 
+def _certificate(folder: Path | None) -> Rotation | None:
+    if folder is None:
+        return None
+    from nhop.security.errors import CertificateError
+    from nhop.security.identity import Role
+    from nhop.security.rotation import Rotation  # which loads what only TLS needs
+
+    try:
+        return Rotation(folder, Role.AGENT)
+    except CertificateError as error:
+        raise click.UsageError(f"--tls: {error}") from error
+
+
 def serve(config: AgentConfig) -> int:
     """Runs an agent to its end; the exit status."""
     # gRPC writes lines of its own to stderr, and reads this when it is imported; ours say it better.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    if config.tls is not None:
+        from nhop.security import handshakes
+
+        handshakes.enable()
     from agent import server  # only now: logging has to be configured before gRPC
 
     def announce(address: str, gpus: int) -> None:
         and_gpus = f", {gpus} GPU{'s' * (gpus > 1)}" if gpus else ""
-        click.echo(f"nhop-agent listens on {address} ({config.slots} slots{and_gpus})")
+        tls = ", TLS" if config.tls is not None else ""
+        click.echo(f"nhop-agent listens on {address} ({config.slots} slots{and_gpus}{tls})")
         sys.stdout.flush()
 
     try:

@@ -8,10 +8,14 @@ import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from agent.archive import ArchiveLimits
 from agent.gpus import GpuInventory, NvmlInventory
 from nhop._listening import is_loopback
+
+if TYPE_CHECKING:
+    from nhop.security.rotation import Rotation
 
 DEFAULT_PORTS = (20000, 29999)  # below the ephemeral range of Linux, which begins at 32768
 MAX_UNIX_PATH_BYTES = 107
@@ -55,21 +59,28 @@ class ListenAddress:
             raise ConfigError(f"{text!r}: the port must be a number from 0 to 65535")
         return cls(host=bare, port=int(port))
 
-    def check(self, *, insecure: bool) -> None:
-        """Raises ConfigError where others could reach the agent, unless they may (``insecure``)."""
-        if self.path is not None or is_loopback(self.host):
+    def check(self, *, tls: bool, insecure: bool) -> None:
+        """Raises ConfigError where anybody could use the agent, unless they may (``insecure``)."""
+        if self.path is not None and tls:
+            raise ConfigError(f"'{self}' takes no --tls: only its user can open that socket")
+        if self.path is not None or is_loopback(self.host) or tls:
             return
         if not insecure:
             raise ConfigError(
-                f"'{self}' is not on loopback: anyone who reaches that address could run code here. TLS is "
-                "needed for that, which this version does not have; use 127.0.0.1:PORT or unix:/path, or, in "
-                "a network where you trust every machine, add --insecure"
+                f"'{self}' is not on loopback: anyone who reaches it could run code here. Name this "
+                "host's certificate with --tls FOLDER (nhop-coordinator certs makes it), or, in a network "
+                "where you trust every machine, add --insecure"
             )
-        if _is_wildcard(self.host):
+        if self.is_wildcard:
             raise ConfigError(
                 f"'{self}' is every interface of this machine: with --insecure name the one address by which "
                 "the coordinator reaches it"
             )
+
+    @property
+    def is_wildcard(self) -> bool:
+        """Whether it is every interface of this machine."""
+        return self.path is None and _is_wildcard(self.host)
 
     @property
     def task_host(self) -> str:
@@ -157,7 +168,8 @@ class AgentConfig:
     ``abandon_limit`` are stopped and forgotten. A GPU on which an attempt is still seen
     ``gpu_release_limit`` after its end is quarantined. ``parent_pipe``: the agent ends when this
     descriptor does. ``advertise``: where tasks of other hosts reach those of this one; empty: at the
-    address at which the agent listens.
+    address at which the agent listens, or where that is every interface, the first of its certificate.
+    ``tls``: the agent's certificate; None: without TLS.
     """
 
     listen: ListenAddress
@@ -170,6 +182,7 @@ class AgentConfig:
     gpu_release_limit: float = 10.0
     parent_pipe: int | None = None
     advertise: str = ""
+    tls: Rotation | None = None
     zygote_command: tuple[str, ...] = field(default_factory=default_zygote_command)
     gpus: GpuInventory = field(default_factory=NvmlInventory)
     bundle_limits: ArchiveLimits = field(default_factory=ArchiveLimits)
@@ -177,4 +190,5 @@ class AgentConfig:
     @property
     def task_host(self) -> str:
         """The name or address at which tasks of other hosts reach those of this one."""
-        return self.advertise or self.listen.task_host
+        named = self.tls.files.hosts if self.tls is not None and self.listen.is_wildcard else ()
+        return self.advertise or next(iter(named), self.listen.task_host)

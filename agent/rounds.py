@@ -77,7 +77,9 @@ class Rounds:
         """Ends attempts whose coordinator will soon count this host as lost, or has done so."""
         now = self._loop.time()
         attempts = list(self._agent.attempts.values())
-        self.contacts.forget(frozenset(attempt.id.study_id for attempt in attempts))
+        studies = frozenset(attempt.id.study_id for attempt in attempts)
+        self.contacts.forget(studies)
+        self._agent.owners.forget(studies | self._agent.subscribers.studies)
         for attempt in attempts:
             limits = attempt.manifest.limits
             if attempt.machine.state is not AttemptState.RUNNING or limits is None or limits.silence is None:

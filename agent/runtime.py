@@ -49,6 +49,7 @@ from agent.instructions import ForkTask, Instruction, RecordEvent, ReleaseLease,
 from agent.leases import LeaseBook, PortPool, no_room
 from agent.logs import Followers
 from agent.machine import AttemptMachine, IllegalTransition
+from agent.owners import Owners
 from agent.probes import Probes
 from agent.processes import Processes, become_subreaper
 from agent.rounds import Rounds
@@ -89,6 +90,7 @@ class Agent:
         self._loop = asyncio.get_running_loop()
         self._started_at = self._loop.time()
         self.fences = Fences()
+        self.owners = Owners(self._loop.time)
         self.subscribers = Subscribers()
         self.followers = Followers()
         self._by_pid: dict[int, tuple[Attempt, TaskId]] = {}
@@ -163,7 +165,7 @@ class Agent:
             if other.active and other.id.same_trial(attempt_id):
                 self.feed(other, StopRequested(StopReason.RELEASED))
         leases = self.leases.lease(attempt_id, requirements)
-        manifest = Manifest(leases)
+        manifest = Manifest(leases, owner=self.owners.of(attempt_id.study_id))
         try:
             directory = AttemptDirectory.create(self.attempts_dir, attempt_id, manifest)
         except OSError as error:
@@ -204,7 +206,7 @@ class Agent:
             return
         wanted = wanted or Wanted()
         spec = self.bundles.furnish(spec, wanted)
-        manifest = Manifest(attempt.manifest.leases, limits, wanted.digests())
+        manifest = dataclasses.replace(attempt.manifest, limits=limits, bundles=wanted.digests())
         threads = share.threads(manifest.leases, usable_cores(), self.leases.slots)
         spec = dataclasses.replace(spec, threads=threads)
         try:
@@ -291,6 +293,7 @@ class Agent:
     def take_over(self, attempt: Attempt) -> None:
         """Adds an attempt of an earlier agent."""
         self.attempts[attempt.id] = attempt
+        self.owners.claim(attempt.id.study_id, attempt.manifest.owner)
         if attempt.active:
             self.leases.restore(attempt.id, attempt.manifest.leases)
         else:

@@ -9,7 +9,7 @@ import logging
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,29 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from agent.background import log_exception
 from agent.config import AgentConfig, AgentError, ListenAddress, UsageError
 from agent.recovery import recover
 from agent.runtime import ATTEMPTS, Agent
 from agent.service import AgentService
 from nhop._listening import bind_error, is_served
+from nhop.security.gate import EVERY_ROLE, Gate, warn
+from nhop.security.handshakes import HandshakeLog
+from nhop.security.identity import Role
+from nhop.security.rotation import Rotation
+from nhop.security.server import LIMITS, server_credentials
 from nhop.v1 import agent_pb2, agent_pb2_grpc
 
 logger = logging.getLogger(__name__)
 
 SERVICE_NAME = agent_pb2.DESCRIPTOR.services_by_name["AgentService"].full_name
+ROLES = {
+    SERVICE_NAME: frozenset({Role.COORDINATOR}),
+    health.SERVICE_NAME: EVERY_ROLE,
+    reflection.SERVICE_NAME: EVERY_ROLE,
+}
+"""Whose certificates may call what."""
+
 MAX_MESSAGE_BYTES = 4 << 20
 COORDINATOR_SOCKET = "coordinator.sock"
 """What a coordinator may have beside the socket of its private agent."""
@@ -67,9 +80,10 @@ async def run(config: AgentConfig, announce: Callable[[str, int], None]) -> None
             await agent.gpus.find()
             await _clean_bundles(agent)
             recover(agent)
-            server, status, address = await _start_server(agent, config.listen)
+            server, status, address = await _start_server(agent, config)
             announce(str(address), len(list(agent.leases.gpus)))
-            await stop.requested.wait()
+            async with _rotating(config.tls):
+                await stop.requested.wait()
             logger.info("shutting down: %s", stop.why)
             await status.enter_graceful_shutdown()
             stop.on_repeat = agent.kill_all
@@ -150,8 +164,30 @@ class _StopRequest:
                 self._request("the process that started this agent is gone")
 
 
-async def _start_server(agent: Agent, listen: ListenAddress) -> tuple[grpc.aio.Server, Any, ListenAddress]:
-    server = grpc.aio.server(options=_SERVER_OPTIONS)
+@contextlib.asynccontextmanager
+async def _rotating(tls: Rotation | None) -> AsyncIterator[None]:
+    """Meanwhile new certificates are taken into use, and connections that TLS refuses are told."""
+    if tls is None:
+        yield
+        return
+    refused = HandshakeLog(warn(logger))
+    refused.open()
+    following = asyncio.create_task(tls.follow(warn(logger)))
+    following.add_done_callback(log_exception)
+    try:
+        yield
+    finally:
+        following.cancel()
+        refused.close()
+
+
+async def _start_server(agent: Agent, config: AgentConfig) -> tuple[grpc.aio.Server, Any, ListenAddress]:
+    listen = config.listen
+    others = listen.path is None
+    gate = Gate(ROLES if config.tls is not None else None, warn(logger), agent.owners)
+    server = grpc.aio.server(
+        options=[*_SERVER_OPTIONS, *(LIMITS if others else ())], interceptors=[gate] if others else []
+    )
     status = health.aio.HealthServicer()  # type: ignore[attr-defined]  # the stubs do not know it
     agent_pb2_grpc.add_AgentServiceServicer_to_server(AgentService(agent), server)
     health_pb2_grpc.add_HealthServicer_to_server(status, server)
@@ -159,7 +195,10 @@ async def _start_server(agent: Agent, listen: ListenAddress) -> tuple[grpc.aio.S
     reflection.enable_server_reflection(names, server)
     umask = os.umask(0o077)
     try:
-        port = server.add_insecure_port(str(listen))
+        if config.tls is not None:
+            port = server.add_secure_port(str(listen), server_credentials(config.tls))
+        else:
+            port = server.add_insecure_port(str(listen))
     except RuntimeError:
         port = 0
     finally:

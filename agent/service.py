@@ -54,6 +54,7 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
         async with _refusals(context):
             agent.heard(*convert.sign_of_life(request))
             disk = os.statvfs(agent.config.state_dir)
+        tls = agent.config.tls
         return agent_pb2.GetInventoryResponse(
             hostname=socket.gethostname(),
             nhop_version=self._version,
@@ -71,6 +72,7 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
             uptime=convert.duration(agent.uptime),
             first_port=agent.config.ports[0],
             last_port=agent.config.ports[1],
+            certificate_end_time=None if tls is None else convert.timestamp(tls.files.end.timestamp()),
         )
 
     async def PrepareAttempt(  # noqa: N802

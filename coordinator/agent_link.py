@@ -9,6 +9,7 @@ import asyncio
 import time
 import zlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import grpc
@@ -29,6 +30,7 @@ from coordinator.link_errors import (
 )
 from coordinator.patience import Patience
 from coordinator.transfers import Transfers
+from nhop.security.client import ClientTls
 from nhop.v1 import agent_pb2, agent_pb2_grpc
 from nhop_models.contract import FailureKind
 
@@ -45,6 +47,9 @@ CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", 16 << 20),
 )
 CALLS_AT_ONCE = 100
+FORMER_SECONDS = 900.0
+"""How long calls on the connection of an earlier certificate may go on; streams then begin anew."""
+
 PROBE_LIMIT = 5.0
 REACH_LIMIT = 30.0
 RETRY_PAUSE = 0.1
@@ -55,21 +60,28 @@ SLOW_ANSWER = 1.0
 class AgentLink:
     """One agent. ``name`` is what its host is called everywhere; ``private``: it lives and dies with us.
 
-    ``transfers`` are its logs and files.
+    ``transfers`` are its logs and files. ``tls``: None for a connection without.
     """
 
     def __init__(
-        self, address: AgentAddress, patience: Patience | None = None, *, private: bool = False
+        self,
+        address: AgentAddress,
+        patience: Patience | None = None,
+        *,
+        private: bool = False,
+        tls: ClientTls | None = None,
     ) -> None:
-        self.address = address
+        self.address = replace(address, tls=tls is not None)
+        self._tls = tls
         self.name = address.name
         # What a coordinator starts for itself ends with it.
         self._private = private
         self._patience = patience or Patience()
-        self._channel = grpc.aio.insecure_channel(address.target, options=CHANNEL_OPTIONS)
+        self._channel = self._dial()
+        self._former: dict[grpc.aio.Channel, asyncio.Task[None]] = {}
         self.stub = agent_pb2_grpc.AgentServiceStub(self._channel)
         self._calls = asyncio.Semaphore(CALLS_AT_ONCE)
-        self.transfers = Transfers(address, self.stub, self._patience.command)
+        self.transfers = Transfers(self.address, self.stub, self._patience.command)
         self._answer: Inventory | None = None
         self.answers = True
         """Whether the agent gave an answer when it was last asked what it has or reaches."""
@@ -80,7 +92,28 @@ class AgentLink:
 
     async def close(self) -> None:
         """Ends every call and the connection."""
-        await self._channel.close(None)
+        former, self._former = self._former, {}
+        for closing in former.values():
+            closing.cancel()
+        await asyncio.gather(*(channel.close(None) for channel in (self._channel, *former)))
+
+    def renew(self) -> None:
+        """Makes new calls on a new connection, with our newest certificate; calls under way go on."""
+        former, self._channel = self._channel, self._dial()
+        self.stub = agent_pb2_grpc.AgentServiceStub(self._channel)
+        self.transfers.stub = self.stub
+        self._former[former] = asyncio.create_task(self._leave(former))
+
+    def _dial(self) -> grpc.aio.Channel:
+        if self._tls is None:
+            return grpc.aio.insecure_channel(self.address.target, options=CHANNEL_OPTIONS)
+        return grpc.aio.secure_channel(self.address.target, self._tls.credentials(), options=CHANNEL_OPTIONS)
+
+    async def _leave(self, channel: grpc.aio.Channel) -> None:
+        """Ends a former connection, once the calls that it had have ended, or were long enough."""
+        await asyncio.sleep(FORMER_SECONDS)
+        del self._former[channel]
+        await channel.close(None)
 
     @property
     def incarnation(self) -> str:

@@ -26,11 +26,13 @@ from nhop_models.urls import is_nearly_url, is_url
 if TYPE_CHECKING:
     from coordinator.config import StudyConfig
     from coordinator.hosts import AgentAddress, HostPolicy
+    from nhop.security.client import Security
 
 PROGRAM = "nhop-coordinator"
 INTERRUPTED = 130
 LOGS = "logs"
-"""The word that begins the other command; a study file of that name is ``./logs``."""
+CERTS = "certs"
+"""The words that begin the other commands; a study file of such a name is ``./logs``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +56,8 @@ class Words:
             rest, overrides = rest[:place], tuple(rest[place + 1 :])
             if not overrides:
                 raise UsageError("with: KEY=VALUE is missing after it")
-        if rest and rest[0] == LOGS:
-            raise UsageError(f"`{LOGS}` comes before its options: {PROGRAM} {LOGS} TRIAL ...")
+        if rest and rest[0] in (LOGS, CERTS):
+            raise UsageError(f"`{rest[0]}` comes before its options: see {PROGRAM} {rest[0]} --help")
         if len(rest) > 1:
             hint = f"; settings come after `with`: with {rest[1]}" if "=" in rest[1] else ""
             raise UsageError(f"one study file at a time: {' '.join(rest)}{hint}")
@@ -103,11 +105,23 @@ class Words:
     help="Where the results go: a folder, or a URL such as s3://bucket/prefix; with --serve: the folder of "
     "all studies.",
 )
-@click.option("--serve", metavar="ADDRESS", help="Serve studies to clients at host:port or unix:/path.")
+@click.option(
+    "--serve",
+    metavar="ADDRESS",
+    help="Serve studies to clients at host:port or unix:/path; off loopback with TLS.",
+)
+@click.option(
+    "--tls",
+    type=click.Path(path_type=Path),
+    envvar="NHOP_TLS",
+    metavar="FOLDER",
+    help="This coordinator's certificate: ca.crt, tls.crt and tls.key, for loopback, too. By default "
+    "~/.config/nhop/certs/coordinator, which `nhop-coordinator certs init` makes, for all but loopback.",
+)
 @click.option(
     "--insecure",
     is_flag=True,
-    help="Allow hosts off loopback in --hosts, without encryption or authentication: only in networks where "
+    help="Allow hosts and --serve off loopback without encryption or authentication: only in networks where "
     "you trust every machine.",
 )
 @click.option("--dry-run", is_flag=True, help="Check everything, show what would run, start nothing.")
@@ -120,6 +134,7 @@ def command(
     host_limit: float,
     output: str | None,
     serve: str | None,
+    tls: Path | None,
     insecure: bool,
     dry_run: bool,
 ) -> int:
@@ -128,7 +143,8 @@ def command(
     STUDY.yaml is the configuration; without it the default study runs on this machine. `with` puts
     single keys over it: with opt_epoch=10 cluster.ps=0. `print_config` shows how it resolves.
 
-    `nhop-coordinator logs TRIAL` shows what a trial printed: see `nhop-coordinator logs --help`.
+    `nhop-coordinator logs TRIAL` shows what a trial printed, `nhop-coordinator certs` makes certificates
+    for TLS: each has its own --help.
     """
     asked = Words.parse(words)
     if output == "":  # an unset variable of a script: the results would be among the files around
@@ -140,7 +156,10 @@ def command(
         )
     from coordinator.hosts import HostPolicy
 
-    policy = HostPolicy(wait_hosts, min_hosts, host_limit, hosts, insecure)
+    if insecure and hosts is None and serve is None:
+        raise UsageError("--insecure is for --hosts and --serve")
+    security = _security(tls, insecure=insecure, needed=hosts is not None or serve is not None)
+    policy = HostPolicy(wait_hosts, min_hosts, host_limit, hosts, insecure, security)
     if serve is not None:
         if asked != Words() or dry_run:
             raise UsageError(
@@ -177,6 +196,10 @@ def run(arguments: Sequence[str]) -> int:
         from coordinator.logs_command import logs
 
         chosen, name, rest = logs, f"{PROGRAM} {LOGS}", rest[1:]
+    elif rest[:1] == [CERTS]:
+        from coordinator.certs_command import certs
+
+        chosen, name, rest = certs, f"{PROGRAM} {CERTS}", rest[1:]
     try:
         status = chosen.main(args=rest, prog_name=name, standalone_mode=False)
     except click.UsageError as error:
@@ -227,22 +250,40 @@ def _serve(address: str, policy: HostPolicy, output: str | None) -> int:
     agents = _read_hosts(policy)
     if agents is not None:
         check_lost(policy.lost, Limits())
+    if policy.security.tls is not None:
+        from nhop.security import handshakes
+
+        handshakes.enable()
     from coordinator.session import serve_session
 
     serve_session(address, agents, policy, Path(output or "runs"))
     return 0  # a signal is how a service ends
 
 
+def _security(folder: Path | None, *, insecure: bool, needed: bool) -> Security:
+    """How those off this machine are spoken to; UsageError where the certificate cannot be used."""
+    from nhop.security.client import Security
+    from nhop.security.errors import CertificateError
+    from nhop.security.identity import Role
+
+    if not needed:
+        return Security()
+    try:
+        return Security.find(folder, Role.COORDINATOR, insecure=insecure)
+    except CertificateError as error:
+        raise UsageError(f"--tls: {error}") from error
+
+
 def _read_hosts(policy: HostPolicy) -> tuple[AgentAddress, ...] | None:
     from coordinator.hosts import is_local, read_hosts
     from coordinator.wording import some
 
-    agents = None if policy.path is None else read_hosts(policy.path, insecure=policy.insecure)
+    agents = None if policy.path is None else read_hosts(policy.path, refusal=policy.security.refusal)
     policy.check(agents)
     if agents is None:
         return None
     remote = [agent.target for agent in agents if not is_local(agent.target)]
-    if remote:
+    if remote and policy.insecure:
         _say(f"warning: --insecure: what goes to {some(remote)} is neither encrypted nor authenticated")
     return agents
 

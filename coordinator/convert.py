@@ -218,6 +218,9 @@ def inventory_from_pb(message: agent_pb2.GetInventoryResponse, asked_at: float) 
         clock_offset=seconds_of(message.time) - asked_at,
         task_address=message.task_address,
         ports=(message.first_port, message.last_port),
+        certificate_left=seconds_of(message.certificate_end_time) - seconds_of(message.time)
+        if message.HasField("certificate_end_time")
+        else None,
     )
 
 

@@ -123,6 +123,7 @@ class Fleet:
         as for ``reread``: those that the file then lists are waited for.
         """
         self._cluster = cluster
+        self._spawn(self._follow_certificate())
         check_file_limit(len(self._all))
         self._inventories, unreachable = await self._muster(again or asyncio.Event())
         findings = Findings(tuple(self._missing(unreachable)))
@@ -154,6 +155,17 @@ class Fleet:
         for name in unreachable:
             self._tell(Notice(f"the study begins without host {name}, which is used once it answers"))
         check_hosts(self.hosts, cluster)
+
+    async def _follow_certificate(self) -> None:
+        """Takes our newest certificate into use, and says when it ends."""
+        tls = self._policy.security.tls
+        if tls is not None:
+            await tls.rotation.follow(lambda text: self._tell(Notice(text, warning=True)), self._renew)
+
+    def _renew(self) -> None:
+        for link in self._all.values():
+            if link.address.tls:
+                link.renew()
 
     async def _muster(self, again: asyncio.Event) -> tuple[dict[str, Inventory], dict[str, str]]:
         """As ``muster``, of the hosts that the file lists in the end."""
@@ -227,7 +239,7 @@ class Fleet:
         if path is None:
             return None
         try:
-            addresses = await asyncio.to_thread(read_hosts, path, insecure=self._policy.insecure)
+            addresses = await asyncio.to_thread(read_hosts, path, refusal=self._policy.security.refusal)
             check(addresses)
         except UsageError as error:
             self._tell(Notice(f"the hosts stay as they are: {error}", warning=True))
@@ -405,7 +417,7 @@ class Fleet:
         return ""
 
     def _link(self, address: AgentAddress) -> AgentLink:
-        return AgentLink(address, self._patience)
+        return AgentLink(address, self._patience, tls=self._policy.security.tls_for(address.target))
 
     @property
     def _using(self) -> Listener:

@@ -13,6 +13,7 @@ from coordinator.domain import Cluster
 from coordinator.errors import HostsError, UsageError
 from coordinator.wording import some
 from nhop._listening import is_loopback
+from nhop.security.client import Security
 
 DEFAULT_PORT = 7001
 LONGEST = 86_400.0
@@ -20,18 +21,22 @@ LONGEST = 86_400.0
 
 LONGEST_NAME = 253
 _LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
-NEEDS_TLS = "only loopback addresses and unix: sockets can be used without TLS, which is not there yet"
-OR_INSECURE = "In a network where you trust every machine add --insecure, here and to its nhop-agent"
+NEEDS_TLS = "only loopback addresses and unix: sockets can be used without TLS"
+LOCAL = Security(refusal=NEEDS_TLS)
 
 
 @dataclass(frozen=True, slots=True)
 class AgentAddress:
-    """One agent; ``slots`` and ``gpus`` None: all that it has, ``name``: as in trials and messages."""
+    """One agent; ``slots`` and ``gpus`` None: all that it has, ``name``: as in trials and messages.
+
+    ``tls``: whether it is spoken to with TLS.
+    """
 
     target: str
     slots: int | None = None
     gpus: int | None = None
     name: str = ""
+    tls: bool = False
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -44,7 +49,8 @@ class HostPolicy:
 
     ``wait``: how long a host that does not answer at the start is waited for; ``fewest``: go on with so
     many, and use the others once they answer. After ``lost`` without an answer a host is lost.
-    ``path`` is the hosts file, which is read again on SIGHUP; ``insecure`` as for ``parse_hosts``.
+    ``path`` is the hosts file, which is read again on SIGHUP. ``security``: how hosts off this machine are
+    spoken to; ``insecure``: the user has asked for that to be without TLS.
     """
 
     wait: float = 60.0
@@ -52,6 +58,7 @@ class HostPolicy:
     lost: float = 90.0
     path: Path | None = None
     insecure: bool = False
+    security: Security = LOCAL
 
     def check(self, agents: Sequence[AgentAddress] | None) -> None:
         """Raises UsageError where it fits no hosts, or not these; None: this machine alone is used."""
@@ -59,14 +66,14 @@ class HostPolicy:
             if not 0 <= seconds <= LONGEST:  # which no NaN is
                 raise UsageError(f"{option} {seconds:g}: must be from 0 to {LONGEST:g} seconds")
         if agents is None:
-            if self.fewest is not None or self.insecure:
-                raise UsageError(f"{'--insecure' if self.fewest is None else '--min-hosts'} is for --hosts")
+            if self.fewest is not None:
+                raise UsageError("--min-hosts is for --hosts")
         elif self.fewest is not None and not 1 <= self.fewest <= len(agents):
             why = f"{self.path or 'hosts'} lists {len(agents)}" if self.fewest > 0 else "must be at least 1"
             raise UsageError(f"--min-hosts {self.fewest}: {why}")
 
 
-def read_hosts(path: Path, *, insecure: bool = False) -> tuple[AgentAddress, ...]:
+def read_hosts(path: Path, *, refusal: str = NEEDS_TLS) -> tuple[AgentAddress, ...]:
     """Reads a hosts file; raises UsageError where it cannot be read, or as ``parse_hosts``."""
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -75,7 +82,7 @@ def read_hosts(path: Path, *, insecure: bool = False) -> tuple[AgentAddress, ...
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UsageError(f"{path}: the hosts file cannot be read: {reason}") from None
-    return parse_hosts(text, str(path), insecure=insecure)
+    return parse_hosts(text, str(path), refusal=refusal)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +91,8 @@ class Inventory:
 
     ``quarantined`` names the GPUs that it does not lease now, and why. ``uptime`` is the agent's, in
     seconds; ``free_disk`` in bytes, of its state directory; ``clock_offset`` how many seconds its wall
-    clock is ahead of ours; ``ports`` the first and last that tasks may listen on, at ``task_address``.
+    clock is ahead of ours; ``ports`` the first and last that tasks may listen on, at ``task_address``;
+    ``certificate_left``: seconds until the agent's certificate ends, None without TLS.
     """
 
     slots: int
@@ -100,6 +108,7 @@ class Inventory:
     clock_offset: float = 0.0
     task_address: str = ""
     ports: tuple[int, int] = (0, 0)
+    certificate_left: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +121,11 @@ class Usable:
     ports: tuple[int, int] = (0, 0)
 
 
-def parse_hosts(text: str, source: str, *, insecure: bool = False) -> tuple[AgentAddress, ...]:
+def parse_hosts(text: str, source: str, *, refusal: str = NEEDS_TLS) -> tuple[AgentAddress, ...]:
     """Reads a hosts file: ``host[:port] [slots=N] [gpus=N]`` or ``unix:/path`` a line, ``#`` comments.
 
-    ``insecure``: hosts other than this machine may be named. Raises UsageError with all problems at
-    once, each with its line.
+    ``refusal``: why hosts other than this machine cannot be used; empty: they can. Raises UsageError with
+    all problems at once, each with its line.
     """
     addresses: list[AgentAddress] = []
     problems: list[str] = []
@@ -126,7 +135,7 @@ def parse_hosts(text: str, source: str, *, insecure: bool = False) -> tuple[Agen
         if not words:
             continue
         try:
-            address = _parse_line(words, insecure=insecure)
+            address = _parse_line(words, refusal=refusal)
         except ValueError as error:
             problems.append(f"{source}:{number}: {error}")
             continue
@@ -142,15 +151,11 @@ def parse_hosts(text: str, source: str, *, insecure: bool = False) -> tuple[Agen
     return tuple(addresses)
 
 
-class NotLocalError(ValueError):
-    """The address is not on this machine, which needs TLS."""
-
-
-def parse_address(text: str, *, insecure: bool = False) -> str:
+def parse_address(text: str, *, refusal: str = NEEDS_TLS, wildcard: bool = False) -> str:
     """The gRPC target of ``host[:port]`` (IPv6 in brackets) or ``unix:/path``.
 
-    Raises ValueError for anything else, NotLocalError for hosts that are not this machine unless
-    ``insecure``.
+    Raises ValueError for anything else, for hosts that are not this machine with ``refusal`` as the
+    reason unless it is empty, and for the address that means every interface unless ``wildcard``.
     """
     if text.startswith("unix:"):
         if not text.removeprefix("unix:"):
@@ -164,9 +169,10 @@ def parse_address(text: str, *, insecure: bool = False) -> str:
         raise ValueError(f"the port of {text!r} must be a number from 1 to 65535")
     bare = host.strip("[]")
     if not is_loopback(bare):
-        if not insecure:
-            raise NotLocalError(f"{host}: {NEEDS_TLS}")
-        _check_host(bare)
+        if refusal:
+            raise ValueError(f"{host}: {refusal}")
+        if not (wildcard and is_wildcard(bare)):
+            _check_host(bare)
     if host != bare and ":" not in bare:
         raise ValueError(f"{host}: brackets are for IPv6 addresses; write {bare}")
     return f"{host}:{int(port)}"
@@ -183,6 +189,14 @@ def is_name(target: str) -> bool:
     return not is_local(target) and not host.startswith("[") and not re.fullmatch(r"[0-9.]+", host)
 
 
+def is_wildcard(host: str) -> bool:
+    """Whether an address, IPv6 without brackets, is every interface of a machine."""
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False
+
+
 def _check_host(host: str) -> None:
     """Raises ValueError for what can be no host's name or address."""
     if ":" in host or re.fullmatch(r"[0-9.]+", host):
@@ -196,7 +210,7 @@ def _check_host(host: str) -> None:
         raise ValueError(f"{host!r} is neither the name nor the address of a host")
 
 
-def _parse_line(words: Sequence[str], *, insecure: bool) -> AgentAddress:
+def _parse_line(words: Sequence[str], *, refusal: str) -> AgentAddress:
     options: dict[str, int] = {}
     for word in words[1:]:
         key, _, value = word.partition("=")
@@ -208,11 +222,7 @@ def _parse_line(words: Sequence[str], *, insecure: bool) -> AgentAddress:
         if not re.fullmatch(r"[0-9]{1,6}", value) or int(value) < least:
             raise ValueError(f"{key} must be a whole number, at least {least}, not {value!r}")
         options[key] = int(value)
-    try:
-        target = parse_address(words[0], insecure=insecure)
-    except NotLocalError as error:
-        raise ValueError(f"{error}. {OR_INSECURE}") from None
-    return AgentAddress(target, options.get("slots"), options.get("gpus"))
+    return AgentAddress(parse_address(words[0], refusal=refusal), options.get("slots"), options.get("gpus"))
 
 
 def _same(target: str) -> str:

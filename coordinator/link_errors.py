@@ -8,6 +8,7 @@ import grpc
 
 from coordinator.domain import Failure
 from coordinator.hosts import AgentAddress, is_local, is_name
+from nhop.security.refusals import tls_problem
 from nhop_models.contract import FailureKind
 
 UNREACHABLE = ("timed out", "No route", "unreachable", "Ping timeout", "keepalive")
@@ -65,8 +66,10 @@ def explain(address: AgentAddress, error: grpc.aio.AioRpcError) -> str:
     details = error.details() or ""
     match error.code():
         case grpc.StatusCode.UNAVAILABLE if "refused" in details or "No such file" in details:
-            insecure = "" if is_local(address.target) else " --insecure"
-            return f"no agent listens there; start one with: nhop-agent --listen {address.target}{insecure}"
+            how = " --tls FOLDER" if address.tls else "" if is_local(address.target) else " --insecure"
+            return f"no agent listens there; start one with: nhop-agent --listen {address.target}{how}"
+        case grpc.StatusCode.UNAVAILABLE if problem := tls_problem(details, tls=address.tls):
+            return problem
         case grpc.StatusCode.UNAVAILABLE if any(sign in details for sign in UNREACHABLE):
             return "nothing answers at that address; is the host up, and its port not filtered?"
         case grpc.StatusCode.UNAVAILABLE if any(sign in details for sign in UNKNOWN_NAME):
@@ -80,5 +83,7 @@ def explain(address: AgentAddress, error: grpc.aio.AioRpcError) -> str:
             )
         case grpc.StatusCode.UNIMPLEMENTED:
             return "what listens there is not an nhop-agent of this version"
+        case grpc.StatusCode.PERMISSION_DENIED:
+            return f"its agent refuses this: {details}"
         case code:
             return f"{details} ({code.name})"

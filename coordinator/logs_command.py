@@ -19,7 +19,7 @@ from coordinator.kept_logs import LOGS_FOLDER, kept_logs, why_not_kept
 from nhop_models.contract import TaskId, printable
 
 if TYPE_CHECKING:
-    from nhop.client import LogPart
+    from nhop.client import Client, LogPart
 
 ANNOUNCEMENT_SECONDS = 10.0
 """How long a coordinator that runs is given to say where it can be reached."""
@@ -38,21 +38,39 @@ MARKS = ("config.yaml", "study.db")
     "--output", type=click.Path(path_type=Path), help="Folder of the study; the newest of runs/ by default."
 )
 @click.option("--serve", metavar="ADDRESS", help="Ask the coordinator that serves there.")
+@click.option(
+    "--tls",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="With --serve: a client's certificate; ~/.config/nhop/certs/client by default, but for loopback.",
+)
+@click.option("--insecure", is_flag=True, help="With --serve off loopback: without TLS.")
 @click.option("--study", metavar="ID", help="Which study of that coordinator, if it has several.")
 def logs(
-    trial: int, task: str, follow: bool, output: Path | None, serve: str | None, study: str | None
+    trial: int,
+    task: str,
+    follow: bool,
+    output: Path | None,
+    serve: str | None,
+    tls: Path | None,
+    insecure: bool,
+    study: str | None,
 ) -> int:
     """Show what a task of a trial printed: of the study that runs, or the kept log of a failed one.
 
     TASK is worker/0 (the chief, by default), worker/1, ps/0 ... Logs of tasks that failed are kept.
     """
+    from nhop.client import Client
+
     wanted = _parse(task)
     if serve is None and study is not None:
         raise UsageError("--study goes with --serve: a folder (--output) has one study")
+    if serve is None and (tls is not None or insecure):
+        raise UsageError(f"{'--insecure' if insecure else '--tls'} goes with --serve")
     if serve is not None and output is not None:
         raise UsageError("--output and --serve: one of them says which study is meant")
     _Printer(trial, wanted).show(
-        _served(serve, study or "", trial, wanted, follow=follow)
+        _served(Client(serve, tls=tls, insecure=insecure), study or "", trial, wanted, follow=follow)
         if serve is not None
         else _of_folder(output or _newest_run(), trial, wanted, follow=follow)
     )
@@ -96,10 +114,10 @@ def _parse(text: str) -> TaskId:
         raise UsageError(f"TASK {text!r} must be worker/N or ps/N, as worker/0 for the chief") from None
 
 
-def _served(address: str, study: str, trial: int, task: TaskId, *, follow: bool) -> Iterator[LogPart]:
-    from nhop.client import Client, StudyNotFoundError
+def _served(client: Client, study: str, trial: int, task: TaskId, *, follow: bool) -> Iterator[LogPart]:
+    from nhop.client import StudyNotFoundError
 
-    with Client(address) as client:
+    with client:
         try:
             yield from client.log_parts(study, trial, str(task), follow=follow)
         except StudyNotFoundError as error:
@@ -113,11 +131,11 @@ def _of_folder(folder: Path, trial: int, task: TaskId, *, follow: bool) -> Itera
     """From the coordinator that writes to the folder, if one does; else what was kept there."""
     running = _find_coordinator(folder)
     if running is not None:
-        from nhop.client import UnreachableError
+        from nhop.client import Client, UnreachableError
 
         begun = False
         try:
-            for part in _served(running.address, running.study_id, trial, task, follow=follow):
+            for part in _served(Client(running.address), running.study_id, trial, task, follow=follow):
                 begun = True
                 yield part
             return

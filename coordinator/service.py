@@ -27,7 +27,7 @@ from coordinator.domain import Notice
 from coordinator.errors import ConfigError, HostsError, NhopError, Problem, UsageError
 from coordinator.fleet import Fleet
 from coordinator.folders import PackError
-from coordinator.hosts import AgentAddress, HostPolicy, parse_address
+from coordinator.hosts import AgentAddress, HostPolicy, is_local, parse_address
 from coordinator.manager import (
     ManagedStudy,
     ManagerClosedError,
@@ -42,6 +42,11 @@ from coordinator.sockets import MAX_SOCKET_PATH
 from coordinator.task_logs import LogHostError, NoLogError, parse_task, read_task_log
 from coordinator.waiting import StopSignal, unless_stopped
 from nhop._listening import bind_error, is_served
+from nhop.security.client import ClientTls
+from nhop.security.gate import EVERY_ROLE, Gate
+from nhop.security.handshakes import HandshakeLog
+from nhop.security.identity import Role
+from nhop.security.server import LIMITS, server_credentials
 from nhop.v1 import study_pb2, study_pb2_grpc
 
 ERROR_DOMAIN = "nhop"
@@ -49,6 +54,13 @@ HOST_UNREACHABLE = "HOST_UNREACHABLE"
 """Reason in the ErrorInfo of an UNAVAILABLE that is not the coordinator's own."""
 
 SERVICE = study_pb2.DESCRIPTOR.services_by_name["StudyService"].full_name
+ROLES = {
+    SERVICE: frozenset({Role.CLIENT}),
+    health.SERVICE_NAME: EVERY_ROLE,
+    reflection.SERVICE_NAME: EVERY_ROLE,
+}
+"""Whose certificates may call what."""
+
 PAGE_LIMIT = 1000
 PAGE_BYTES = 2 << 20
 """Where a page of trials ends early: clients refuse messages of more than 4 MiB unless told otherwise."""
@@ -264,10 +276,14 @@ async def serve(
 
     from coordinator.own_service import OwnService  # which needs this module
 
+    policy = policy or HostPolicy()
     try:
-        target = parse_address(address)
+        target = parse_address(address, refusal=policy.security.refusal, wildcard=not policy.insecure)
     except ValueError as error:
         raise UsageError(f"--serve {error}") from error
+    tls = policy.security.tls_for(target)
+    if tls is None and not is_local(target):
+        announce(f"warning: --insecure: whoever reaches {target} can run code on this machine and its hosts")
     try:
         made = await asyncio.to_thread(make_folder, runs_directory)
     except OSError as error:
@@ -276,8 +292,8 @@ async def serve(
         ) from error
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(remove_empty, made)
-        server = grpc.aio.server(options=SERVER_OPTIONS)
-        _bind(server, target)
+        server = _server(target, tls, announce)
+        _bind(server, target, tls)
         stack.push_async_callback(server.stop, 0)
         unstarted = stack.enter_context(contextlib.ExitStack())
         if target.startswith("unix:"):  # gRPC takes its socket away only where the server has been started
@@ -294,7 +310,6 @@ async def serve(
             hosts = {link.name: private.usable}
             manager = StudyManager({link.name: link}, hosts, runs_directory, usable_cores())
         else:
-            policy = policy or HostPolicy()
             fleet = Fleet(agents, policy, tell)
             stack.push_async_callback(fleet.close)
             opened = await unless_stopped(_open(fleet, show, reread), stop)
@@ -323,7 +338,15 @@ async def serve(
             await asyncio.to_thread(Path(target.removeprefix("unix:")).chmod, 0o600)
         for name in ("", SERVICE):
             await healthy.set(name, health_pb2.HealthCheckResponse.SERVING)
-        announce(f"serving {SERVICE} at {target}, results in {runs_directory}")
+        announce(
+            f"serving {SERVICE} at {target}{'' if tls is None else ' (TLS)'}, results in {runs_directory}"
+        )
+        if tls is not None:
+            refused = HandshakeLog(announce)
+            refused.open()
+            stack.callback(refused.close)
+            if agents is None:  # the fleet does it otherwise
+                watching.append(tls.rotation.follow(announce))
         try:
             await _until(stop, watching)
         except NhopError as error:
@@ -335,7 +358,14 @@ async def serve(
             await server.stop(LAST_MOMENT)
 
 
-def _bind(server: grpc.aio.Server, target: str) -> None:
+def _server(target: str, tls: ClientTls | None, tell: Callable[[str], object]) -> grpc.aio.Server:
+    if target.startswith("unix:"):
+        return grpc.aio.server(options=SERVER_OPTIONS)
+    gate = Gate(ROLES if tls is not None else None, tell)
+    return grpc.aio.server(options=[*SERVER_OPTIONS, *LIMITS], interceptors=[gate])
+
+
+def _bind(server: grpc.aio.Server, target: str, tls: ClientTls | None) -> None:
     """Takes the address; raises UsageError where it cannot. gRPC would take over a Unix socket in use."""
     in_use = f"--serve {target}: the address is in use already; choose another, or end what listens there"
     if target.startswith("unix:"):
@@ -349,7 +379,10 @@ def _bind(server: grpc.aio.Server, target: str) -> None:
         if is_served(path):
             raise UsageError(in_use)
     try:
-        port = server.add_insecure_port(target)
+        if tls is not None:
+            port = server.add_secure_port(target, server_credentials(tls.rotation))
+        else:
+            port = server.add_insecure_port(target)
     except RuntimeError:
         port = 0
     if port == 0:

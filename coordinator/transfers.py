@@ -40,13 +40,13 @@ UNPACKING_LIMIT = 900.0
 
 
 class Transfers:
-    """Those of one agent. ``log_limit``: seconds for reading the end of a log."""
+    """Those of one agent, by its ``stub``. ``log_limit``: seconds for reading the end of a log."""
 
     def __init__(
         self, address: AgentAddress, stub: agent_pb2_grpc.AgentServiceAsyncStub, log_limit: float
     ) -> None:
         self._address = address
-        self._stub = stub
+        self.stub = stub
         self._log_limit = log_limit
         self._room = asyncio.Semaphore(AT_ONCE)
 
@@ -60,7 +60,7 @@ class Transfers:
         data = bytearray()
         # A log is a help for people: that its host does not answer, or has left, is no failure.
         with contextlib.suppress(grpc.aio.AioRpcError, grpc.aio.UsageError):
-            async for part in self._stub.ReadLog(request, timeout=self._log_limit):
+            async for part in self.stub.ReadLog(request, timeout=self._log_limit):
                 data += part.data
             return bytes(data)
         return bytes(data) or None
@@ -81,7 +81,7 @@ class Transfers:
             follow=follow,
         )
         try:
-            call = cast("Any", self._stub).ReadLog(request)  # the stubs do not know the read style
+            call = cast("Any", self.stub).ReadLog(request)  # the stubs do not know the read style
         except grpc.aio.UsageError as error:
             raise HostUnreachableError(CLOSED) from error
         try:
@@ -116,7 +116,7 @@ class Transfers:
         """A file that a task left, piece by piece; raises TransferError."""
         request = agent_pb2.ReadArtifactRequest(attempt=convert.attempt_to_agent(attempt), name=name)
         async with self._transfer(name):
-            call = cast("Any", self._stub).ReadArtifact(request)  # the stubs do not know the read style
+            call = cast("Any", self.stub).ReadArtifact(request)  # the stubs do not know the read style
             try:
                 while True:
                     async with asyncio.timeout(STALL_LIMIT):
@@ -132,7 +132,7 @@ class Transfers:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             async with self._transfer(name):
-                call = cast("Any", self._stub).WriteArtifact()
+                call = cast("Any", self.stub).WriteArtifact()
                 pieces = (
                     agent_pb2.WriteArtifactRequest(data=data) async for data in _pieces(file, PIECE_BYTES)
                 )
@@ -141,7 +141,7 @@ class Transfers:
     async def put_bundle(self, bundle: Bundle) -> None:
         """Gives the agent a bundle, if it does not have it; raises TransferError and OSError."""
         async with self._transfer(bundle.name):
-            call = cast("Any", self._stub).PutBundle()
+            call = cast("Any", self.stub).PutBundle()
             pieces = (agent_pb2.PutBundleRequest(data=data) async for data in bundle.pieces())
             header = convert.bundle_header_to_pb(bundle.digest, bundle.size)
             await self._give(call, header, pieces, UNPACKING_LIMIT)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from coordinator.config import StudyConfig, load
 from coordinator.domain import StudyState, Update
-from coordinator.errors import StudyFailedError
+from coordinator.errors import StudyFailedError, UsageError
 from coordinator.hosts import AgentAddress, HostPolicy, parse_hosts, read_hosts
 from coordinator.kept_logs import LOGS_FOLDER
 from coordinator.launch import launch
@@ -22,6 +22,9 @@ from coordinator.patience import check_lost
 from coordinator.preflight import Preflight
 from coordinator.remote import Place
 from coordinator.runtime import StudyResult, run_loop
+from nhop.security.client import Security
+from nhop.security.errors import CertificateError
+from nhop.security.identity import Role
 
 
 def run_study(
@@ -31,6 +34,7 @@ def run_study(
     output: str | Path | None = None,
     show: bool = False,
     insecure: bool = False,
+    tls: str | Path | None = None,
     min_hosts: int | None = None,
     wait_hosts: float = 60.0,
     host_limit: float = 90.0,
@@ -41,14 +45,18 @@ def run_study(
     study. ``hosts`` is the path of a hosts file or its lines, None for this machine alone;
     ``output`` the folder for the results, by default one named after the study, or a URL such as
     ``s3://bucket/prefix`` to which they are copied at the end; ``show`` prints the hosts and what
-    happens, as the command does. ``insecure``, ``min_hosts``, ``wait_hosts`` and ``host_limit`` (seconds)
-    are for hosts, as the options of the command are. Works inside a running event loop too (in Jupyter).
+    happens, as the command does. ``tls`` (a folder), ``insecure``, ``min_hosts``, ``wait_hosts`` and
+    ``host_limit`` (seconds) are for hosts, as the options of the command are. Works inside a running event
+    loop too (in Jupyter).
 
     KeyboardInterrupt tears the study down before it is passed on. Raises ConfigError, HostsError,
     UsageError, and StudyFailedError where the study fails, or its results cannot be copied.
     """
-    agents = _read_hosts(hosts, insecure=insecure)
-    policy = HostPolicy(wait_hosts, min_hosts, host_limit, insecure=insecure)
+    if hosts is None and (insecure or tls is not None):
+        raise UsageError(f"{'insecure' if insecure else 'tls'} is for hosts")
+    security = Security() if hosts is None else _security(tls, insecure=insecure)
+    agents = _read_hosts(hosts, refusal=security.refusal)
+    policy = HostPolicy(wait_hosts, min_hosts, host_limit, insecure=insecure, security=security)
     policy.check(agents)
     loaded = load(Path(config) if isinstance(config, str) else config, remote=agents is not None)
     if agents is not None:
@@ -61,6 +69,13 @@ def run_study(
     if result.copy_problem:
         raise StudyFailedError(result.copy_problem)
     return result
+
+
+def _security(folder: str | Path | None, *, insecure: bool) -> Security:
+    try:
+        return Security.find(None if folder is None else Path(folder), Role.COORDINATOR, insecure=insecure)
+    except CertificateError as error:
+        raise UsageError(f"tls: {error}") from error
 
 
 class _View(NamedTuple):
@@ -178,11 +193,9 @@ def _view(config: StudyConfig, study_id: str, logs: Path, *, show: bool) -> Iter
         yield _View(observer, functools.partial(show_hosts, console=console))
 
 
-def _read_hosts(
-    hosts: str | Path | Iterable[str] | None, *, insecure: bool
-) -> tuple[AgentAddress, ...] | None:
+def _read_hosts(hosts: str | Path | Iterable[str] | None, *, refusal: str) -> tuple[AgentAddress, ...] | None:
     if hosts is None:
         return None
     if not isinstance(hosts, str | Path):
-        return parse_hosts("\n".join(hosts), "hosts", insecure=insecure)
-    return read_hosts(Path(hosts), insecure=insecure)
+        return parse_hosts("\n".join(hosts), "hosts", refusal=refusal)
+    return read_hosts(Path(hosts), refusal=refusal)

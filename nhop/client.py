@@ -17,6 +17,10 @@ from coordinator.convert_study import StudyStatus, study_from_pb, trial_from_pb,
 from coordinator.domain import Notice, Report, Trial
 from coordinator.errors import ConfigError, HostsError, NhopError, Problem, UsageError
 from coordinator.hosts import parse_address
+from nhop.security.client import Security
+from nhop.security.errors import CertificateError
+from nhop.security.identity import Role
+from nhop.security.refusals import tls_problem
 from nhop.v1 import study_pb2, study_pb2_grpc
 from nhop_models.urls import is_url
 
@@ -49,16 +53,34 @@ class LogPart:
 class Client:
     """A connection to one coordinator; a context manager. ``timeout`` is in seconds, of each call.
 
-    ``address`` is written as for ``--serve``: host[:port] or unix:/path. Raises UsageError where it is not.
+    ``address`` is written as for ``--serve``: host[:port] or unix:/path. ``tls`` is the folder of a client's
+    certificate; by default ~/.config/nhop/certs/client is used for addresses off loopback, unless
+    ``insecure``. Raises UsageError where the address or the certificate cannot be used.
     """
 
-    def __init__(self, address: str, *, timeout: float = 30.0) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        timeout: float = 30.0,
+        tls: str | Path | None = None,
+        insecure: bool = False,
+    ) -> None:
         try:
-            self._address = parse_address(address, insecure=True)
+            security = Security.find(None if tls is None else Path(tls), Role.CLIENT, insecure=insecure)
+            self._address = parse_address(address, refusal=security.refusal)
+        except CertificateError as error:
+            raise UsageError(f"tls: {error}") from error
         except ValueError as error:
             raise UsageError(f"the address of a coordinator: {error}") from error
         self._timeout = timeout
-        self._channel = grpc.insecure_channel(self._address, options=(("grpc.enable_http_proxy", 0),))
+        own = security.tls_for(self._address)
+        self._tls = own is not None
+        options = (("grpc.enable_http_proxy", 0),)
+        if own is not None:
+            self._channel = grpc.secure_channel(self._address, own.credentials(), options=options)
+        else:
+            self._channel = grpc.insecure_channel(self._address, options=options)
         self._stub = study_pb2_grpc.StudyServiceStub(self._channel)
 
     def close(self) -> None:
@@ -184,6 +206,8 @@ class Client:
                 return HostsError(message)
             case grpc.StatusCode.UNAVAILABLE if _is_of_a_host(error):
                 return CoordinatorError(message)
+            case grpc.StatusCode.UNAVAILABLE if problem := tls_problem(message, tls=self._tls):
+                return CoordinatorError(f"{self._address}: {problem}")
             case grpc.StatusCode.UNAVAILABLE:
                 return UnreachableError(
                     f"no coordinator answers at {self._address} ({message}); "

@@ -122,6 +122,7 @@ class GetInventoryResponse(_message.Message):
     UPTIME_FIELD_NUMBER: _builtins.int
     FIRST_PORT_FIELD_NUMBER: _builtins.int
     LAST_PORT_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_END_TIME_FIELD_NUMBER: _builtins.int
     hostname: _builtins.str
     """Name of the host as it calls itself."""
     nhop_version: _builtins.str
@@ -160,6 +161,10 @@ class GetInventoryResponse(_message.Message):
     def uptime(self) -> _duration_pb2.Duration:
         """Time since the agent was started, on a clock that nobody can set."""
 
+    @_builtins.property
+    def certificate_end_time(self) -> _timestamp_pb2.Timestamp:
+        """When the certificate ends that the agent shows; absent without TLS."""
+
     def __init__(
         self,
         *,
@@ -179,10 +184,11 @@ class GetInventoryResponse(_message.Message):
         uptime: _duration_pb2.Duration | None = ...,
         first_port: _builtins.int = ...,
         last_port: _builtins.int = ...,
+        certificate_end_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time", "uptime", b"uptime"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["certificate_end_time", b"certificate_end_time", "time", b"time", "uptime", b"uptime"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_cores", b"cpu_cores", "first_port", b"first_port", "free_disk_bytes", b"free_disk_bytes", "free_slots", b"free_slots", "gpus", b"gpus", "hostname", b"hostname", "incarnation", b"incarnation", "last_port", b"last_port", "memory_bytes", b"memory_bytes", "nhop_version", b"nhop_version", "python_version", b"python_version", "slots", b"slots", "task_address", b"task_address", "tensorflow_version", b"tensorflow_version", "time", b"time", "uptime", b"uptime"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_end_time", b"certificate_end_time", "cpu_cores", b"cpu_cores", "first_port", b"first_port", "free_disk_bytes", b"free_disk_bytes", "free_slots", b"free_slots", "gpus", b"gpus", "hostname", b"hostname", "incarnation", b"incarnation", "last_port", b"last_port", "memory_bytes", b"memory_bytes", "nhop_version", b"nhop_version", "python_version", b"python_version", "slots", b"slots", "task_address", b"task_address", "tensorflow_version", b"tensorflow_version", "time", b"time", "uptime", b"uptime"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

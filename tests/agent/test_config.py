@@ -15,7 +15,7 @@ from agent.config import AgentConfig, ConfigError, ListenAddress, join_port, par
     "text", ["127.0.0.1:7001", "127.0.0.2:7001", "[::1]:7001", "localhost:7001", "unix:/run/a"]
 )
 def test_loopback_needs_no_consent(text: str) -> None:
-    ListenAddress.parse(text).check(insecure=False)
+    ListenAddress.parse(text).check(tls=False, insecure=False)
 
 
 @pytest.mark.parametrize(
@@ -23,18 +23,18 @@ def test_loopback_needs_no_consent(text: str) -> None:
 )
 def test_all_else_needs_consent(text: str) -> None:
     with pytest.raises(ConfigError, match="--insecure"):
-        ListenAddress.parse(text).check(insecure=False)
+        ListenAddress.parse(text).check(tls=False, insecure=False)
 
 
 @pytest.mark.parametrize("text", ["10.0.0.7:7001", "[fd00::7]:7001", "node:7001"])
 def test_with_consent_one_address_of_the_network_may_be_named(text: str) -> None:
-    ListenAddress.parse(text).check(insecure=True)
+    ListenAddress.parse(text).check(tls=False, insecure=True)
 
 
 @pytest.mark.parametrize("text", ["0.0.0.0:7001", "[::]:7001"])
 def test_every_interface_is_never_listened_on(text: str) -> None:
     with pytest.raises(ConfigError, match="every interface"):
-        ListenAddress.parse(text).check(insecure=True)
+        ListenAddress.parse(text).check(tls=False, insecure=True)
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def test_a_bad_line_is_named(line, message):
 
 
 def far(text):
-    return [address.target for address in parse_hosts(text, "hosts.txt", insecure=True)]
+    return [address.target for address in parse_hosts(text, "hosts.txt", refusal="")]
 
 
 @pytest.mark.parametrize(

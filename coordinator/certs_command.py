@@ -1,0 +1,233 @@
+"""``nhop-coordinator certs``: the authority of an installation, and the certificates of everybody in it."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import getpass
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from coordinator.errors import UsageError
+from nhop.security.authority import (
+    AUTHORITY_KEY_FILE,
+    DAYS,
+    LONGEST_DAYS,
+    Authority,
+    check_name,
+)
+from nhop.security.errors import CertificateError
+from nhop.security.folder import AUTHORITY_FILE, CERTIFICATE_FILE, FILES, hosts_of, identity_of
+from nhop.security.identity import Identity, Role
+
+if TYPE_CHECKING:
+    from cryptography import x509
+
+FOLDERS = {Role.COORDINATOR: "coordinators", Role.AGENT: "agents", Role.CLIENT: "clients"}
+OWN = (Role.COORDINATOR, Role.CLIENT)
+"""Whose certificates ``init`` makes beside the authority's: those of the person who runs it."""
+
+_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+_folder = click.option(
+    "--dir",
+    "folder",
+    type=click.Path(path_type=Path),
+    help="Where the authority is; ~/.config/nhop/certs by default (or below XDG_CONFIG_HOME).",
+)
+_days = click.option(
+    "--days",
+    type=click.IntRange(1, LONGEST_DAYS),
+    default=DAYS,
+    show_default=True,
+    help="How long the certificate is valid.",
+)
+
+
+@click.group("certs", context_settings=_SETTINGS)
+def certs() -> None:
+    """Certificates for TLS: make an authority once, issue a certificate for each host, see when they end.
+
+    Every certificate has a role: coordinator, agent or client. A folder with ca.crt, tls.crt and tls.key is
+    what --tls takes; copy it to its host, and nothing else. The authority's key (ca.key) stays where it is.
+    """
+
+
+@certs.command("init", context_settings=_SETTINGS)
+@click.argument("host", nargs=-1)
+@_folder
+@_days
+def init(host: tuple[str, ...], folder: Path | None, days: int) -> int:
+    """Make an authority, and the certificates of this machine's coordinator and of its user as a client.
+
+    HOST: more names and addresses by which clients reach this machine's coordinator (--serve).
+    """
+    place = _place(folder)
+    now = datetime.datetime.now(datetime.UTC)
+    user = _user()
+    with _errors():
+        name = check_name(socket.gethostname())
+        hosts = _unique([name, socket.getfqdn(), "localhost", "127.0.0.1", "::1", *host])
+        authority = Authority.create(place, f"NHOP {name}", now)
+        click.echo(f"authority         {place} ({AUTHORITY_KEY_FILE} signs certificates: keep it here)")
+        for role in OWN:
+            own = place / role.value
+            at = hosts if role is Role.COORDINATOR else ()
+            identity = Identity(role, check_name(f"{user}@{name}".replace("@", ".")))
+            _say(identity, own, authority.issue(own, identity, at, now, days))
+    click.echo("next: nhop-coordinator certs issue --hosts hosts.txt")
+    return 0
+
+
+@certs.command("issue", context_settings=_SETTINGS)
+@click.argument("role", type=click.Choice([role.value for role in Role]), required=False)
+@click.argument("name", required=False)
+@click.argument("host", nargs=-1)
+@click.option(
+    "--hosts", metavar="FILE", help="A certificate for the agent of each host that is listed there."
+)
+@_folder
+@_days
+def issue(
+    role: str | None,
+    name: str | None,
+    host: tuple[str, ...],
+    hosts: str | None,
+    folder: Path | None,
+    days: int,
+) -> int:
+    """Issue certificates: `issue --hosts hosts.txt` for all agents, or `issue agent gpu-1 10.0.0.11`.
+
+    NAME says who the holder is; a coordinator is recognised by it after a renewal. HOST: names and
+    addresses by which it is reached, NAME alone by default. What was issued before under the name is
+    replaced: running programs take the new files into use once they are copied over the old ones.
+    """
+    now = datetime.datetime.now(datetime.UTC)
+    with _errors():
+        wanted = _wanted(role, name, host, hosts)
+        authority = Authority.load(_place(folder))
+        for identity, at in wanted:
+            place = authority.folder / FOLDERS[identity.role] / identity.name
+            own = authority.folder / identity.role.value
+            if identity.role in OWN and _holder(own) == identity:
+                place = own
+            _say(identity, place, authority.issue(place, identity, at, now, days))
+        if authority.certificate.not_valid_after_utc < now + datetime.timedelta(days=days):
+            click.echo(
+                f"note: the authority itself ends on {authority.certificate.not_valid_after_utc:%Y-%m-%d}"
+            )
+    if any(identity.role is Role.AGENT for identity, _ in wanted):
+        click.echo(
+            f"next: copy each folder ({', '.join(FILES)}) to its host, and name it there: nhop-agent --tls"
+        )
+    return 0
+
+
+@certs.command("show", context_settings=_SETTINGS)
+@click.argument("file", type=click.Path(path_type=Path), required=False)
+@_folder
+def show(file: Path | None, folder: Path | None) -> int:
+    """Show certificates: those of the authority's folder, or a FILE or TLS folder, with what is amiss."""
+    now = datetime.datetime.now(datetime.UTC)
+    place = file or _place(folder)
+    files = sorted(place.rglob("*.crt")) if place.is_dir() else [place]
+    if not files:
+        raise UsageError(f"{place}: there is no certificate; make some with: nhop-coordinator certs init")
+    expired = False
+    for path in files:
+        if path.name == AUTHORITY_FILE and path.parent != place and file is None:
+            continue  # a copy of the authority's in the folder of a holder
+        certificate = _read(path)
+        expired |= certificate.not_valid_after_utc <= now
+        _describe(path if not place.is_dir() else path.relative_to(place), certificate, now)
+    return 1 if expired else 0
+
+
+def _wanted(
+    role: str | None, name: str | None, host: tuple[str, ...], hosts: str | None
+) -> list[tuple[Identity, list[str]]]:
+    """Whose certificates are to be issued, and for which names and addresses each."""
+    if hosts is not None:
+        if role is not None:
+            raise UsageError("--hosts is for the agents of a file: give no ROLE and NAME with it")
+        return [(Identity(Role.AGENT, check_name(each)), [each]) for each in _listed(hosts)]
+    if role is None or name is None:
+        raise UsageError("what is to be issued? --hosts hosts.txt, or ROLE NAME [HOST ...]")
+    if role == Role.CLIENT.value and host:
+        raise UsageError("a client is called by nobody: give no HOST")
+    identity = Identity(Role(role), check_name(name))
+    return [(identity, [] if identity.role is Role.CLIENT else _unique(list(host) or [name]))]
+
+
+def _listed(hosts: str) -> list[str]:
+    from coordinator.hosts import read_hosts
+
+    targets = [address.target for address in read_hosts(Path(hosts), refusal="")]
+    listed = [target.rpartition(":")[0].strip("[]") for target in targets if not target.startswith("unix:")]
+    if not listed:
+        raise UsageError(f"{hosts}: lists no host that is reached over a network")
+    return _unique(listed)
+
+
+def _place(folder: Path | None) -> Path:
+    from nhop.security.client import default_certs
+
+    return folder if folder is not None else default_certs()
+
+
+def _holder(folder: Path) -> Identity | None:
+    path = folder / CERTIFICATE_FILE
+    return identity_of(_read(path)) if path.exists() else None
+
+
+def _read(path: Path) -> x509.Certificate:
+    from cryptography import x509
+
+    try:
+        return x509.load_pem_x509_certificate(path.read_bytes())
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError:
+        raise UsageError(f"{path}: is no certificate in PEM") from None
+
+
+def _describe(path: Path, certificate: x509.Certificate, now: datetime.datetime) -> None:
+    identity = identity_of(certificate)
+    begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    who = str(identity) if identity is not None else certificate.subject.rfc4514_string()
+    at = f" at {', '.join(hosts_of(certificate))}" if hosts_of(certificate) else ""
+    if end <= now:
+        state = f"EXPIRED on {end:%Y-%m-%d}"
+    elif begin > now:
+        state = f"valid only from {begin:%Y-%m-%d %H:%M} UTC on"
+    else:
+        state = f"until {end:%Y-%m-%d} ({(end - now).days} days)"
+    click.echo(f"{path}: {who}{at}, {state}")
+
+
+def _say(identity: Identity, place: Path, end: datetime.datetime) -> None:
+    click.echo(f"{identity.role.value:<18}{place} ({identity.name}, until {end:%Y-%m-%d})")
+
+
+def _unique(names: list[str]) -> list[str]:
+    return list(dict.fromkeys(name.strip("[]").lower() for name in names if name))
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a user that the system does not know by name
+        return f"uid-{os.getuid()}"
+
+
+@contextlib.contextmanager
+def _errors() -> Iterator[None]:
+    try:
+        yield
+    except CertificateError as error:
+        raise UsageError(str(error)) from error

@@ -1,0 +1,217 @@
+"""The certificate authority of an installation: makes its own certificate and those of all others."""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from nhop.security.errors import CertificateError
+from nhop.security.folder import (
+    AUTHORITY_FILE,
+    CERTIFICATE_FILE,
+    KEY_FILE,
+    check_key_file,
+)
+from nhop.security.identity import NAME, Identity, Role
+
+AUTHORITY_KEY_FILE = "ca.key"
+AUTHORITY_DAYS = 3650
+DAYS = 365
+LONGEST_DAYS = 825
+SKEW = datetime.timedelta(hours=1)
+"""So much earlier than now a certificate begins: clocks of hosts differ."""
+
+_HOST = re.compile(
+    r"(?:[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?\.)*[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+)
+_SERVES = (ExtendedKeyUsageOID.SERVER_AUTH,)
+_CALLS = (ExtendedKeyUsageOID.CLIENT_AUTH,)
+_USAGES = {
+    Role.COORDINATOR: (*_SERVES, *_CALLS),
+    # What serves tasks of strangers never calls another agent, nor a coordinator: TLS itself refuses it.
+    Role.AGENT: _SERVES,
+    Role.CLIENT: _CALLS,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Authority:
+    """``load`` or ``create`` it; ``issue`` makes certificates. ``folder`` holds ``ca.crt`` and ``ca.key``."""
+
+    folder: Path
+    certificate: x509.Certificate
+    key: ec.EllipticCurvePrivateKey
+
+    @classmethod
+    def create(cls, folder: Path, name: str, now: datetime.datetime) -> Authority:
+        """Makes the folder and a new authority in it.
+
+        Raises CertificateError where one is there already, or the folder cannot be written.
+        """
+        for present in (folder / AUTHORITY_FILE, folder / AUTHORITY_KEY_FILE):
+            if present.exists():
+                raise CertificateError(
+                    f"{present}: is there already, and certificates that it has signed may be in use; "
+                    "choose another --dir, or remove it to begin anew"
+                )
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        certificate = (
+            _builder(subject, subject, key.public_key(), now, AUTHORITY_DAYS)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(_key_usage(signs_certificates=True), critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+            .sign(key, hashes.SHA256())
+        )
+        write_private(folder / AUTHORITY_KEY_FILE, _key_text(key))
+        _write(folder / AUTHORITY_FILE, _text(certificate), 0o644)
+        return cls(folder, certificate, key)
+
+    @classmethod
+    def load(cls, folder: Path) -> Authority:
+        """The authority of a folder; CertificateError where there is none, or others can read its key."""
+        path = folder / AUTHORITY_KEY_FILE
+        if not path.exists():
+            raise CertificateError(
+                f"{folder}: there is no authority; make one with: nhop-coordinator certs init"
+            )
+        check_key_file(path)
+        try:
+            key = serialization.load_pem_private_key(path.read_bytes(), None)
+            certificate = x509.load_pem_x509_certificate((folder / AUTHORITY_FILE).read_bytes())
+        except (OSError, ValueError, TypeError) as error:
+            raise CertificateError(f"{folder}: its authority cannot be used: {error}") from None
+        if not isinstance(key, ec.EllipticCurvePrivateKey) or certificate.public_key() != key.public_key():
+            raise CertificateError(f"{folder}: {AUTHORITY_KEY_FILE} is not the key of {AUTHORITY_FILE}")
+        return cls(folder, certificate, key)
+
+    def issue(
+        self,
+        place: Path,
+        identity: Identity,
+        hosts: Sequence[str],
+        now: datetime.datetime,
+        days: int = DAYS,
+    ) -> datetime.datetime:
+        """Writes a TLS folder for the holder, who is reached at ``hosts``; returns when it ends.
+
+        What is there already is replaced, file by file: who reads it just then finds that the key is not
+        the certificate's, and reads it again. Raises CertificateError.
+        """
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, identity.name[:64])])
+        names = [x509.UniformResourceIdentifier(identity.uri), *map(alternative_name, hosts)]
+        end = self.certificate.not_valid_after_utc
+        certificate = (
+            _builder(subject, self.certificate.subject, key.public_key(), now, days, latest=end)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(_key_usage(signs_certificates=False), critical=True)
+            .add_extension(x509.ExtendedKeyUsage(_USAGES[identity.role]), critical=False)
+            .add_extension(x509.SubjectAlternativeName(names), critical=False)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key()), critical=False
+            )
+            .sign(self.key, hashes.SHA256())
+        )
+        write_private(place / KEY_FILE, _key_text(key))
+        _write(place / CERTIFICATE_FILE, _text(certificate), 0o644)
+        _write(place / AUTHORITY_FILE, _text(self.certificate), 0o644)
+        return certificate.not_valid_after_utc
+
+
+def check_name(name: str) -> str:
+    """A name for a certificate; CertificateError."""
+    if not NAME.fullmatch(name):
+        raise CertificateError(
+            f"{name!r} cannot be the name of a certificate: letters, digits, '.', '_', ':' and '-', "
+            "at most 128, a letter or digit first and last"
+        )
+    return name
+
+
+def alternative_name(host: str) -> x509.GeneralName:
+    """A host's name or address as in certificates; CertificateError."""
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host.strip("[]")))
+    except ValueError:
+        pass
+    if not _HOST.fullmatch(host.removesuffix(".")) or len(host) > 253 or re.fullmatch("[0-9.]+", host):
+        raise CertificateError(f"{host!r} is neither the name nor the address of a host")
+    return x509.DNSName(host.removesuffix(".").lower())
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Writes what only its owner may read, whole or not at all; makes its folder. CertificateError."""
+    _write(path, content, 0o600)
+
+
+def _write(path: Path, content: bytes, mode: int) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise CertificateError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def _builder(
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: ec.EllipticCurvePublicKey,
+    now: datetime.datetime,
+    days: int,
+    latest: datetime.datetime | None = None,
+) -> x509.CertificateBuilder:
+    end = now + datetime.timedelta(days=days)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - SKEW)
+        .not_valid_after(end if latest is None else min(end, latest))
+    )
+
+
+def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not signs_certificates,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=signs_certificates,
+        crl_sign=signs_certificates,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _text(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def _key_text(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )

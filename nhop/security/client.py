@@ -1,0 +1,90 @@
+"""The calling end of TLS."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from nhop._listening import is_loopback
+from nhop.security.errors import CertificateError
+from nhop.security.identity import Role
+
+if TYPE_CHECKING:
+    import grpc
+
+CERTS = "certs"
+HOW = (
+    "Make certificates with `nhop-coordinator certs init`, or name a folder with --tls; in a network where "
+    "you trust every machine --insecure goes without, here and on the other side"
+)
+
+
+class ClientTls:
+    """Our certificate as a caller, and where it is used.
+
+    ``loopback``: for addresses of this machine as well, which go without TLS otherwise. Raises
+    CertificateError where the folder cannot be used.
+    """
+
+    def __init__(self, folder: Path, role: Role, *, loopback: bool = True) -> None:
+        from nhop.security.rotation import Rotation  # which loads what only TLS needs
+
+        self.rotation = Rotation(folder, role)
+        self._loopback = loopback
+
+    def covers(self, target: str) -> bool:
+        """Whether a gRPC target is called with TLS: Unix sockets never are."""
+        if target.startswith("unix:"):
+            return False
+        return self._loopback or not is_loopback(target.rpartition(":")[0].strip("[]"))
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        """For a channel; of the newest files."""
+        import grpc
+
+        files = self.rotation.files
+        return grpc.ssl_channel_credentials(files.authority, files.key, files.certificate)
+
+
+def default_certs() -> Path:
+    """Where certificates are unless the user says otherwise: in ~/.config/nhop, or below XDG_CONFIG_HOME."""
+    home = os.environ.get("XDG_CONFIG_HOME", "")
+    base = Path(home) if home.startswith("/") else Path.home() / ".config"
+    return base / "nhop" / CERTS
+
+
+@dataclass(frozen=True, slots=True)
+class Security:
+    """How those off this machine are spoken to.
+
+    ``refusal`` says why nobody off loopback can be; empty: with ``tls``, or where that is None without it.
+    """
+
+    tls: ClientTls | None = None
+    refusal: str = ""
+
+    @classmethod
+    def find(cls, folder: Path | None, role: Role, *, insecure: bool = False) -> Self:
+        """By the folder that was named, or the default one of a role if there is one.
+
+        Raises CertificateError where the named one cannot be used, or ``insecure`` contradicts it.
+        """
+        if folder is not None and insecure:
+            raise CertificateError("--tls and --insecure: one of them, not both")
+        if folder is not None:
+            return cls(ClientTls(folder, role))
+        if insecure:
+            return cls()
+        usual = default_certs() / role.value
+        if not usual.is_dir():
+            return cls(None, f"that needs a certificate, and {usual} is not there. {HOW}")
+        try:
+            return cls(ClientTls(usual, role, loopback=False))
+        except CertificateError as error:
+            return cls(None, str(error))
+
+    def tls_for(self, target: str) -> ClientTls | None:
+        """What a gRPC target is called with; None: without TLS."""
+        return self.tls if self.tls is not None and self.tls.covers(target) else None
