@@ -68,7 +68,9 @@ async def run(config: AgentConfig, announce: Callable[[str, int], None]) -> None
     ``announce`` is called once with the actual address and the number of GPUs. Raises AgentError where
     it cannot start.
     """
-    with _own_state_dir(config.state_dir):
+    async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(_own_state_dir(config.state_dir))
+        await stack.enter_async_context(_rotating(config.tls))
         _check_not_served(config.listen)
         stop = _StopRequest(config.parent_pipe)
         agent = Agent(config)
@@ -82,8 +84,7 @@ async def run(config: AgentConfig, announce: Callable[[str, int], None]) -> None
             recover(agent)
             server, status, address = await _start_server(agent, config)
             announce(str(address), len(list(agent.leases.gpus)))
-            async with _rotating(config.tls):
-                await stop.requested.wait()
+            await stop.requested.wait()
             logger.info("shutting down: %s", stop.why)
             await status.enter_graceful_shutdown()
             stop.on_repeat = agent.kill_all

@@ -159,7 +159,7 @@ def command(
     if insecure and hosts is None and serve is None:
         raise UsageError("--insecure is for --hosts and --serve")
     security = _security(tls, insecure=insecure, needed=hosts is not None or serve is not None)
-    policy = HostPolicy(wait_hosts, min_hosts, host_limit, hosts, insecure, security)
+    policy = HostPolicy(wait_hosts, min_hosts, host_limit, hosts, security)
     if serve is not None:
         if asked != Words() or dry_run:
             raise UsageError(
@@ -283,7 +283,7 @@ def _read_hosts(policy: HostPolicy) -> tuple[AgentAddress, ...] | None:
     if agents is None:
         return None
     remote = [agent.target for agent in agents if not is_local(agent.target)]
-    if remote and policy.insecure:
+    if remote and policy.security.insecure:
         _say(f"warning: --insecure: what goes to {some(remote)} is neither encrypted nor authenticated")
     return agents
 

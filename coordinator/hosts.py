@@ -50,14 +50,13 @@ class HostPolicy:
     ``wait``: how long a host that does not answer at the start is waited for; ``fewest``: go on with so
     many, and use the others once they answer. After ``lost`` without an answer a host is lost.
     ``path`` is the hosts file, which is read again on SIGHUP. ``security``: how hosts off this machine are
-    spoken to; ``insecure``: the user has asked for that to be without TLS.
+    spoken to.
     """
 
     wait: float = 60.0
     fewest: int | None = None
     lost: float = 90.0
     path: Path | None = None
-    insecure: bool = False
     security: Security = LOCAL
 
     def check(self, agents: Sequence[AgentAddress] | None) -> None:

@@ -278,7 +278,9 @@ async def serve(
 
     policy = policy or HostPolicy()
     try:
-        target = parse_address(address, refusal=policy.security.refusal, wildcard=not policy.insecure)
+        target = parse_address(
+            address, refusal=policy.security.refusal, wildcard=not policy.security.insecure
+        )
     except ValueError as error:
         raise UsageError(f"--serve {error}") from error
     tls = policy.security.tls_for(target)

@@ -53,10 +53,10 @@ def run_study(
     UsageError, and StudyFailedError where the study fails, or its results cannot be copied.
     """
     if hosts is None and (insecure or tls is not None):
-        raise UsageError(f"{'insecure' if insecure else 'tls'} is for hosts")
+        raise UsageError(f"--{'insecure' if insecure else 'tls'} is for --hosts")
     security = Security() if hosts is None else _security(tls, insecure=insecure)
     agents = _read_hosts(hosts, refusal=security.refusal)
-    policy = HostPolicy(wait_hosts, min_hosts, host_limit, insecure=insecure, security=security)
+    policy = HostPolicy(wait_hosts, min_hosts, host_limit, security=security)
     policy.check(agents)
     loaded = load(Path(config) if isinstance(config, str) else config, remote=agents is not None)
     if agents is not None:

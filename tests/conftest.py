@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 
 import hypothesis
@@ -10,6 +11,10 @@ import pytest
 # How long one example takes says more of the machine than of us.
 hypothesis.settings.register_profile("nhop", deadline=None)
 hypothesis.settings.load_profile("nhop")
+
+# Certificates of the person who runs the tests are none of theirs.
+os.environ["XDG_CONFIG_HOME"] = os.devnull
+os.environ.pop("NHOP_TLS", None)
 
 # What nohup, a shell's "&" or a build server has us ignore would be ignored by all that tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)

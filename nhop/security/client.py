@@ -79,11 +79,16 @@ class Security:
             return cls()
         usual = default_certs() / role.value
         if not usual.is_dir():
-            return cls(None, f"that needs a certificate, and {usual} is not there. {HOW}")
+            return cls(None, f"hosts off this machine need TLS, and {usual} is not there. {HOW}")
         try:
             return cls(ClientTls(usual, role, loopback=False))
         except CertificateError as error:
             return cls(None, str(error))
+
+    @property
+    def insecure(self) -> bool:
+        """Whether those off this machine are spoken to without TLS, as the user has asked for."""
+        return self.tls is None and not self.refusal
 
     def tls_for(self, target: str) -> ClientTls | None:
         """What a gRPC target is called with; None: without TLS."""

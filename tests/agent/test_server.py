@@ -32,8 +32,8 @@ def nhop_agent(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--listen", "0.0.0.0:7001"], "TLS is needed"),
-        (["--listen", "host.example:7001"], "TLS is needed"),
+        (["--listen", "0.0.0.0:7001"], "--tls FOLDER"),
+        (["--listen", "host.example:7001"], "--tls FOLDER"),
         (["--listen", "7001"], "is not an address"),
         (["--listen", "::1:7001"], "is not an address"),
         (["--listen", "127.0.0.1:70000"], "from 0 to 65535"),

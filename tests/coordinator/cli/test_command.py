@@ -10,6 +10,7 @@ import pytest
 from coordinator import cli
 from coordinator.config import load
 from coordinator.hosts import HostPolicy
+from nhop.security.client import Security
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +42,7 @@ def check(capsys, arguments, status, *words):
         (["--hosts", "binary.txt"], ["UTF-8"]),
         (["--hosts", "far.txt"], ["far.txt:1", "TLS"]),
         (["--min-hosts", "1"], ["--min-hosts is for --hosts"]),
-        (["--insecure"], ["--insecure is for --hosts"]),
+        (["--insecure"], ["--insecure is for --hosts and --serve"]),
         (["--min-hosts", "0", "--hosts", "two.txt"], ["--min-hosts"]),
         (["--wait-hosts", "nan", "--hosts", "two.txt"], ["--wait-hosts nan"]),
         (["--host-limit", "nan", "--hosts", "two.txt"], ["--host-limit nan"]),
@@ -127,7 +128,7 @@ def test_hosts_off_this_machine_need_consent_and_are_warned_of(capsys):
 
 
 def test_what_is_not_encrypted_is_warned_of(capsys):
-    hosts = HostPolicy(path=Path("hosts.txt"), insecure=True)
+    hosts = HostPolicy(path=Path("hosts.txt"), security=Security())
     Path("hosts.txt").write_text("192.0.2.1\n192.0.2.2\n192.0.2.3\n192.0.2.4\nlocalhost\n")
     assert len(cli._read_hosts(hosts)) == 5
     assert capsys.readouterr().err == (
@@ -138,7 +139,7 @@ def test_what_is_not_encrypted_is_warned_of(capsys):
 
 def test_consent_for_hosts_on_this_machine_is_no_reason_to_warn(capsys):
     Path("hosts.txt").write_text("localhost\nunix:a.sock\n")
-    cli._read_hosts(HostPolicy(path=Path("hosts.txt"), insecure=True))
+    cli._read_hosts(HostPolicy(path=Path("hosts.txt"), security=Security()))
     assert capsys.readouterr().err == ""
 
 

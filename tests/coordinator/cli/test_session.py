@@ -22,6 +22,7 @@ from coordinator import cli
 from coordinator.domain import Notice, Stage, StageBudget, Study, StudyState, Trial, TrialCounts, TrialState
 from coordinator.errors import HostsError, StudyFailedError
 from coordinator.hosts import HostPolicy
+from nhop.security.client import Security
 from coordinator.runtime import StudyResult
 
 BEST = Trial(1, 1, TrialState.COMPLETED, {"learning_rate": 0.1}, 0.25, 0.5, 0.25)
@@ -250,7 +251,7 @@ def test_what_is_about_hosts_is_passed_on(scripted, tmp_path):
     hosts.write_text("localhost:7001\nlocalhost:7002\n")
     options = ["--min-hosts", "1", "--wait-hosts", "5", "--host-limit", "30", "--insecure"]
     assert cli.run(["--hosts", str(hosts), *options]) == 0
-    assert seen["policy"] == HostPolicy(5.0, 1, 30.0, hosts, insecure=True)
+    assert seen["policy"] == HostPolicy(5.0, 1, 30.0, hosts, Security())
 
 
 def test_output_and_hosts_are_passed_on(scripted, tmp_path):
