@@ -40,6 +40,6 @@ def tls_problem(details: str, *, tls: bool) -> str:
             "authority, and not expired by its clock?"
         )
     return (
-        "it ends the connection at once: it speaks TLS, probably; name our certificate with --tls FOLDER, and "
-        "leave --insecure out"
+        "it ends the connection at once: it speaks TLS, probably; name our certificate with --tls FOLDER, "
+        "and leave --insecure out"
     )

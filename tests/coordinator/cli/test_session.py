@@ -22,8 +22,8 @@ from coordinator import cli
 from coordinator.domain import Notice, Stage, StageBudget, Study, StudyState, Trial, TrialCounts, TrialState
 from coordinator.errors import HostsError, StudyFailedError
 from coordinator.hosts import HostPolicy
-from nhop.security.client import Security
 from coordinator.runtime import StudyResult
+from nhop.security.client import Security
 
 BEST = Trial(1, 1, TrialState.COMPLETED, {"learning_rate": 0.1}, 0.25, 0.5, 0.25)
 STUDY = Study(
