@@ -66,6 +66,7 @@ class PrivateAgent:
             raise StudyFailedError(f"{self._log}: cannot be written ({error.strerror})") from error
         paths = [PACKAGES, *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+        environment.pop("NHOP_TLS", None)  # the coordinator's own; nobody else reaches the agent's socket
         read, self._pipe = os.pipe()
         try:
             with log:
