@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,16 @@ KEY_FILE = "tls.key"
 FILES = (AUTHORITY_FILE, CERTIFICATE_FILE, KEY_FILE)
 
 MAX_BYTES = 1 << 20
+_ODD = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
+"""What ``cryptography`` raises for what it does not understand."""
+
 NOTICE = datetime.timedelta(days=30)
 """So long before its end a certificate is announced to end; of short-lived ones in their last third."""
 
@@ -44,22 +55,24 @@ class TlsFiles:
 def load(folder: Path, roles: frozenset[Role], now: datetime.datetime) -> TlsFiles:
     """Reads and checks a folder for the use by one of ``roles`` at ``now``; CertificateError.
 
-    Refused are: keys that others can read, what is expired or not yet valid, a certificate of another
-    role or that its own authority has not signed.
+    Refused are: keys that others can read, an authority that others can replace, what is expired or not
+    yet valid, a certificate of another role or that its own authority has not signed.
     """
     authority, certificate, key = (_read(folder / name) for name in FILES)
     check_key_file(folder / KEY_FILE)
+    _check_writers(folder / AUTHORITY_FILE)
     path = folder / CERTIFICATE_FILE
-    try:
-        own = x509.load_pem_x509_certificate(certificate)
-        authorities = x509.load_pem_x509_certificates(authority)
-    except ValueError:
-        raise CertificateError(
-            f"{folder}: {CERTIFICATE_FILE} or {AUTHORITY_FILE} is no certificate"
-        ) from None
+    own, *_ = parse(path, certificate)
+    authorities = parse(folder / AUTHORITY_FILE, authority)
     _check_pair(folder, own, key)
-    if not any(_signed(own, each) for each in authorities):
+    signers = [each for each in authorities if _signed(own, each)]
+    if not signers:
         raise CertificateError(f"{path}: is not signed by the authority in {AUTHORITY_FILE} beside it")
+    if all(now >= each.not_valid_after_utc for each in signers):
+        raise CertificateError(
+            f"{folder / AUTHORITY_FILE}: the authority has expired on "
+            f"{signers[0].not_valid_after_utc:%Y-%m-%d}; make a new one with: nhop-coordinator certs init"
+        )
     identity = _identity(path, own)
     if identity.role not in roles:
         wanted = " or ".join(sorted(role.value for role in roles))
@@ -75,6 +88,28 @@ def load(folder: Path, roles: frozenset[Role], now: datetime.datetime) -> TlsFil
             f"{path}: has expired on {end:%Y-%m-%d}; issue it again with nhop-coordinator certs issue"
         )
     return TlsFiles(authority, certificate, key, identity, hosts_of(own), begin, end)
+
+
+def parse(path: Path, text: bytes) -> list[x509.Certificate]:
+    """The certificates of a PEM text, at least one; CertificateError where we do not understand them."""
+    try:
+        found = x509.load_pem_x509_certificates(text)
+        for each in found:
+            each.public_key()
+            _alternative_names(each)
+    except _ODD:
+        raise CertificateError(f"{path}: is no certificate in PEM that can be understood") from None
+    return found
+
+
+def is_signed(certificate: bytes, authority: bytes) -> bool:
+    """Whether a certificate is of one of the authorities, both in PEM."""
+    try:
+        own = x509.load_pem_x509_certificate(certificate)
+        authorities = x509.load_pem_x509_certificates(authority)
+    except _ODD:
+        return False
+    return any(_signed(own, each) for each in authorities)
 
 
 def check_key_file(path: Path) -> None:
@@ -110,8 +145,20 @@ def identity_of(certificate: x509.Certificate) -> Identity | None:
 def _alternative_names(certificate: x509.Certificate) -> list[x509.GeneralName]:
     try:
         return list(certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
-    except (x509.ExtensionNotFound, ValueError):
+    except x509.ExtensionNotFound:
         return []
+
+
+def _check_writers(path: Path) -> None:
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise CertificateError(f"{path}: {_why(error)}") from None
+    if mode & 0o022:
+        raise CertificateError(
+            f"{path}: others can write to it (mode {mode & 0o777:04o}), and so choose whom we trust; "
+            "chmod 644 it, and see what is in it"
+        )
 
 
 def _identity(path: Path, certificate: x509.Certificate) -> Identity:
@@ -127,7 +174,7 @@ def _identity(path: Path, certificate: x509.Certificate) -> Identity:
 def _check_pair(folder: Path, certificate: x509.Certificate, key: bytes) -> None:
     try:
         private = serialization.load_pem_private_key(key, None)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
+    except _ODD:
         raise CertificateError(f"{folder / KEY_FILE}: is no private key in PEM without a password") from None
     ours, theirs = (
         each.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
@@ -140,14 +187,17 @@ def _check_pair(folder: Path, certificate: x509.Certificate, key: bytes) -> None
 def _signed(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
     try:
         certificate.verify_directly_issued_by(authority)
-    except (ValueError, TypeError, InvalidSignature):
+    except (InvalidSignature, *_ODD):
         return False
     return True
 
 
 def _read(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
+        # Not blocking: it may be a FIFO, which waits for a writer otherwise.
+        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:  # noqa: PTH123
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise CertificateError(f"{path}: is not a regular file")
             return file.read(MAX_BYTES)
     except OSError as error:
         raise CertificateError(f"{path}: {_why(error)}") from None
