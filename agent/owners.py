@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from agent.domain import STUDY_ID
 from nhop.security.identity import Identity
 
 KEPT_SECONDS = 60.0
 """How long a claim holds without an attempt or a subscription of the study, from its last use on."""
+
+MAX_CLAIMS = 20_000
+"""Studies of one coordinator at a time; a claim that is not used does not last."""
 
 
 class _Claim(NamedTuple):
@@ -22,27 +27,44 @@ class Owners:
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
         self._claims: dict[str, _Claim] = {}
+        self._counts: Counter[str] = Counter()
 
     def claim(self, study_id: str, owner: str) -> None:
         """The study is the owner's, if it is nobody's yet; an empty owner is nobody."""
         if owner and study_id not in self._claims:
-            self._claims[study_id] = _Claim(owner, self._now())
+            self._put(study_id, owner)
 
     def of(self, study_id: str) -> str:
         """Whose it is; empty: nobody's."""
         claim = self._claims.get(study_id)
         return "" if claim is None else claim.owner
 
-    def refuse(self, caller: Identity, study_id: str) -> str:
-        """Why the caller may not touch the study; empty: it may, and what was nobody's is now its own."""
-        claim = self._claims.get(study_id)
-        if claim is not None and claim.owner != caller.uri:
-            return f"study {study_id!r} is another coordinator's"
-        self._claims[study_id] = _Claim(caller.uri, self._now())
+    def refuse(self, caller: Identity, studies: Sequence[str]) -> str:
+        """Why the caller may not touch these studies, and then nothing changes; empty: it may.
+
+        What was nobody's is now its own. Names that no study can have are left to whoever checks requests.
+        """
+        wanted = {study_id for study_id in studies if STUDY_ID.fullmatch(study_id)}
+        for study_id in studies:
+            claim = self._claims.get(study_id)
+            if claim is not None and claim.owner != caller.uri:
+                return f"study {study_id!r} is another coordinator's"
+        mine = self._counts[caller.uri] + len(wanted - self._claims.keys())
+        if mine > MAX_CLAIMS:
+            return f"{MAX_CLAIMS:,} studies of this coordinator are known here already"
+        for study_id in wanted:
+            self._put(study_id, caller.uri)
         return ""
 
     def forget(self, studies: frozenset[str]) -> None:
         """Drops claims on other studies than these that have not been used for a while."""
         oldest = self._now() - KEPT_SECONDS
         for study_id in [s for s, claim in self._claims.items() if claim.used < oldest and s not in studies]:
-            del self._claims[study_id]
+            owner = self._claims.pop(study_id).owner
+            self._counts[owner] -= 1
+            if not self._counts[owner]:
+                del self._counts[owner]
+
+    def _put(self, study_id: str, owner: str) -> None:
+        self._counts[owner] += study_id not in self._claims
+        self._claims[study_id] = _Claim(owner, self._now())

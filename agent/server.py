@@ -27,7 +27,7 @@ from nhop.security.gate import EVERY_ROLE, Gate, warn
 from nhop.security.handshakes import HandshakeLog
 from nhop.security.identity import Role
 from nhop.security.rotation import Rotation
-from nhop.security.server import LIMITS, server_credentials
+from nhop.security.server import LIMITS, Trusted, server_credentials
 from nhop.v1 import agent_pb2, agent_pb2_grpc
 
 logger = logging.getLogger(__name__)
@@ -185,7 +185,9 @@ async def _rotating(tls: Rotation | None) -> AsyncIterator[None]:
 async def _start_server(agent: Agent, config: AgentConfig) -> tuple[grpc.aio.Server, Any, ListenAddress]:
     listen = config.listen
     others = listen.path is None
-    gate = Gate(ROLES if config.tls is not None else None, warn(logger), agent.owners)
+    gate = Gate(None, warn(logger))
+    if config.tls is not None:
+        gate = Gate(ROLES, warn(logger), agent.owners, Trusted(config.tls))
     server = grpc.aio.server(
         options=[*_SERVER_OPTIONS, *(LIMITS if others else ())], interceptors=[gate] if others else []
     )

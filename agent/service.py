@@ -127,6 +127,8 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
             (error,) = await asyncio.gather(acknowledgements, return_exceptions=True)
         if isinstance(error, convert.InvalidRequestError):
             await _abort_invalid(context, error)
+        if isinstance(error, Exception):
+            raise error
         if subscription.closed is Closed.REPLACED:
             await context.abort(grpc.StatusCode.ABORTED, subscription.closed.value)
         elif subscription.closed is not None:
@@ -142,7 +144,7 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
                     raise convert.InvalidRequestError([("kind", "must be acknowledge from the second on")])
                 positions = convert.acknowledge_request(request.acknowledge, subscription.study_id)
                 self._agent.acknowledge(subscription.study_id, positions)
-        except convert.InvalidRequestError:
+        except Exception:
             subscription.close(Closed.INVALID)
             raise
 

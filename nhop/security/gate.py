@@ -1,7 +1,7 @@
 """What every call passes before its handler: the caller's role, whose study it names, and its limits.
 
 One interceptor for both services. A refusal is logged with the peer and the method, and no handler has
-seen the call: nothing has changed.
+seen the call, or the message of a stream: nothing has changed.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ import functools
 import inspect
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
-from urllib.parse import unquote
 
 import grpc
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 
 from nhop.security.identity import Identity, Role
+from nhop.security.telling import Sparing, readable
 
 CALLS_AT_ONCE = 512
 """Of one peer; a coordinator has at most some hundred under way on an agent."""
@@ -40,22 +40,36 @@ EVERY_ROLE = frozenset(Role)
 class Owners(Protocol):
     """Who knows to which caller each study belongs."""
 
-    def refuse(self, caller: Identity, study_id: str) -> str:
-        """Why the caller may not touch the study; empty: it may."""
+    def refuse(self, caller: Identity, studies: Sequence[str]) -> str:
+        """Why the caller may not touch one of these studies; empty: it may touch them all."""
+
+
+class RefusedError(Exception):
+    """The gate does not let a call, or a message of it, pass; the message says why."""
+
+    def __init__(self, code: grpc.StatusCode, problem: str) -> None:
+        super().__init__(problem)
+        self.code = code
 
 
 class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in its stubs only
     """``roles`` None: without TLS nobody is known, and only the limits hold.
 
-    Methods of services that ``roles`` does not name are refused to everybody.
+    Methods of services that ``roles`` does not name are refused to everybody. ``trusted`` says of a
+    caller's certificate, in PEM, whether its authority is trusted still.
     """
 
     def __init__(
-        self, roles: Roles | None, tell: Callable[[str], object], owners: Owners | None = None
+        self,
+        roles: Roles | None,
+        tell: Callable[[str], object],
+        owners: Owners | None = None,
+        trusted: Callable[[bytes], bool] = lambda certificate: True,
     ) -> None:
         self._roles = roles
-        self._tell = tell
+        self._tell = Sparing(tell, "more calls were refused")
         self._owners = owners
+        self._trusted = trusted
         self._calls: dict[str, Counter[str]] = {}
         self._guarded: dict[str, tuple[Handler, Handler]] = {}
 
@@ -89,7 +103,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in 
     def _around(self, method: str, behaviour: Any, *, streams: bool) -> Any:
         async def call(request: Any, context: Context) -> Any:
             async with self._admitted(method, context) as caller:
-                passed = await self._looked_at(method, request, context, caller, streams=streams)
+                passed = self._looked_at(request, context, caller, streams=streams)
                 return await behaviour(passed, context)
 
         return call
@@ -97,55 +111,60 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in 
     def _around_generator(self, method: str, behaviour: Any, *, streams: bool) -> Any:
         async def call(request: Any, context: Context) -> AsyncIterator[Any]:
             async with self._admitted(method, context) as caller:
-                passed = await self._looked_at(method, request, context, caller, streams=streams)
+                passed = self._looked_at(request, context, caller, streams=streams)
                 async with contextlib.aclosing(behaviour(passed, context)) as responses:
                     async for response in responses:
+                        if caller is not None:  # the stream may have been there before the newest files
+                            self._check_trust(context)
                         yield response
 
         return call
 
-    async def _looked_at(
-        self, method: str, request: Any, context: Context, caller: Identity | None, *, streams: bool
-    ) -> Any:
+    def _looked_at(self, request: Any, context: Context, caller: Identity | None, *, streams: bool) -> Any:
         """The request, or the requests, once it is known that the caller may touch what they name."""
-        if caller is None or self._owners is None:
+        if caller is None:
             return request
         if streams:
-            return self._first_looked_at(method, request, context, caller)
-        await self._check_owner(method, request, context, caller)
+            return self._each_looked_at(request, context, caller)
+        self._check_owner(request, caller)
         return request
 
-    async def _first_looked_at(
-        self, method: str, requests: AsyncIterator[Any], context: Context, caller: Identity
+    async def _each_looked_at(
+        self, requests: AsyncIterator[Any], context: Context, caller: Identity
     ) -> AsyncIterator[Any]:
-        """As they come; the first says what the stream is about."""
-        first = True
         async for request in requests:
-            if first:
-                await self._check_owner(method, request, context, caller)
-                first = False
+            self._check_trust(context)
+            self._check_owner(request, caller)
             yield request
 
     # --- checks -----------------------------------------------------------------------------------
 
     @contextlib.asynccontextmanager
     async def _admitted(self, method: str, context: Context) -> AsyncIterator[Identity | None]:
-        """For the time of a call, whose caller may make it."""
-        peer = context.peer()
+        """For the time of a call, whose caller may make it; what is refused within ends it."""
         caller: Identity | None = None
-        if self._roles is not None:
-            caller = Identity.find(name.decode(errors="replace") for name in context.peer_identities() or ())
-            problem = _role_problem(self._roles, method, caller)
-            if problem:
-                await self._refuse(context, grpc.StatusCode.PERMISSION_DENIED, method, caller, problem)
+        try:
+            if self._roles is not None:
+                caller = _caller(context)
+                _check_role(self._roles, method, caller)
+                self._check_trust(context)
+            with self._counted(context.peer(), caller):
+                yield caller
+        except RefusedError as refused:
+            who = f" ({caller})" if caller is not None else ""
+            self._tell(f"refused {method} to {readable(context.peer())}{who}: {refused}")
+            await context.abort(refused.code, str(refused))
+
+    @contextlib.contextmanager
+    def _counted(self, peer: str, caller: Identity | None) -> Iterator[None]:
         key = caller.uri if caller is not None else _host(peer)
         calls = self._calls.setdefault(key, Counter())
         problem = _limit_problem(calls, peer)
         if problem:
-            await self._refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, method, caller, problem)
+            raise RefusedError(grpc.StatusCode.RESOURCE_EXHAUSTED, problem)
         calls[peer] += 1
         try:
-            yield caller
+            yield
         finally:
             calls[peer] -= 1
             if not calls[peer]:
@@ -153,19 +172,17 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in 
             if not calls:
                 self._calls.pop(key, None)
 
-    async def _check_owner(self, method: str, request: Any, context: Context, caller: Identity) -> None:
-        assert self._owners is not None
-        for study_id in studies_named(request):
-            problem = self._owners.refuse(caller, study_id)
-            if problem:
-                await self._refuse(context, grpc.StatusCode.PERMISSION_DENIED, method, caller, problem)
+    def _check_trust(self, context: Context) -> None:
+        (certificate,) = context.auth_context()["x509_pem_cert"]
+        if not self._trusted(certificate):
+            raise RefusedError(
+                grpc.StatusCode.PERMISSION_DENIED, "the authority of the certificate is not trusted any more"
+            )
 
-    async def _refuse(
-        self, context: Context, code: grpc.StatusCode, method: str, caller: Identity | None, problem: str
-    ) -> None:
-        who = f" ({caller})" if caller is not None else ""
-        self._tell(f"refused {method} to {_readable(context.peer())}{who}: {problem}")
-        await context.abort(code, problem)
+    def _check_owner(self, request: Any, caller: Identity) -> None:
+        problem = self._owners.refuse(caller, list(studies_named(request))) if self._owners else ""
+        if problem:
+            raise RefusedError(grpc.StatusCode.PERMISSION_DENIED, problem)
 
 
 def warn(logger: logging.Logger) -> Callable[[str], object]:
@@ -173,14 +190,22 @@ def warn(logger: logging.Logger) -> Callable[[str], object]:
     return functools.partial(logger.warning, "%s")
 
 
-def _role_problem(roles: Roles, method: str, caller: Identity | None) -> str:
+def _caller(context: Context) -> Identity | None:
+    """Whose certificate it is: by its URIs alone, what else it is called could be anything."""
+    return Identity.find(name.decode(errors="replace") for name in context.auth_context().get("peer_uri", ()))
+
+
+def _check_role(roles: Roles, method: str, caller: Identity | None) -> None:
     if caller is None:
-        return "the certificate has no role of NHOP"
+        raise RefusedError(grpc.StatusCode.PERMISSION_DENIED, "the certificate has no role of NHOP")
     allowed = roles.get(method, roles.get(method.rpartition("/")[0].removeprefix("/"), frozenset()))
-    if caller.role in allowed:
-        return ""
-    wanted = " or ".join(sorted(role.value for role in allowed)) or "nobody"
-    return f"{method.rpartition('/')[2]} is not for a certificate of role {caller.role.value} (for: {wanted})"
+    if caller.role not in allowed:
+        wanted = " or ".join(sorted(role.value for role in allowed)) or "nobody"
+        raise RefusedError(
+            grpc.StatusCode.PERMISSION_DENIED,
+            f"{method.rpartition('/')[2]} is not for a certificate of role {caller.role.value} "
+            f"(for: {wanted})",
+        )
 
 
 def _limit_problem(calls: Counter[str], peer: str) -> str:
@@ -193,14 +218,17 @@ def _limit_problem(calls: Counter[str], peer: str) -> str:
 
 def studies_named(message: Any) -> Iterator[str]:
     """The studies that a request names, wherever it does."""
-    if not isinstance(message, Message):
+    if not isinstance(message, Message) or not _may_name(message.DESCRIPTOR):
         return
     for field, value in message.ListFields():
         if field.name in _STUDIES:
             yield from [value] if isinstance(value, str) else value
         elif field.message_type is not None and _may_name(field.message_type):
-            for each in [value] if isinstance(value, Message) else value:
-                yield from studies_named(each)
+            if isinstance(value, Message):
+                yield from studies_named(value)
+            else:
+                for each in value.values() if isinstance(value, Mapping) else value:
+                    yield from studies_named(each)
 
 
 @functools.cache
@@ -222,7 +250,3 @@ def _may_name(descriptor: Descriptor) -> bool:
 def _host(peer: str) -> str:
     """Of gRPC's name for a peer, the host: all connections of a host without TLS count together."""
     return peer.rpartition(":")[0] if peer.startswith(("ipv4:", "ipv6:")) else peer
-
-
-def _readable(peer: str) -> str:
-    return unquote(peer).removeprefix("ipv4:").removeprefix("ipv6:")
