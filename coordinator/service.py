@@ -46,7 +46,7 @@ from nhop.security.client import ClientTls
 from nhop.security.gate import EVERY_ROLE, Gate
 from nhop.security.handshakes import HandshakeLog
 from nhop.security.identity import Role
-from nhop.security.server import LIMITS, server_credentials
+from nhop.security.server import LIMITS, Trusted, server_credentials
 from nhop.v1 import study_pb2, study_pb2_grpc
 
 ERROR_DOMAIN = "nhop"
@@ -294,6 +294,10 @@ async def serve(
         ) from error
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(remove_empty, made)
+        if policy.security.tls is not None:  # before any connection, ours to hosts among them
+            refused = HandshakeLog(announce)
+            refused.open()
+            stack.callback(refused.close)
         server = _server(target, tls, announce)
         _bind(server, target, tls)
         stack.push_async_callback(server.stop, 0)
@@ -343,12 +347,8 @@ async def serve(
         announce(
             f"serving {SERVICE} at {target}{'' if tls is None else ' (TLS)'}, results in {runs_directory}"
         )
-        if tls is not None:
-            refused = HandshakeLog(announce)
-            refused.open()
-            stack.callback(refused.close)
-            if agents is None:  # the fleet does it otherwise
-                watching.append(tls.rotation.follow(announce))
+        if tls is not None and agents is None:  # the fleet does it otherwise
+            watching.append(tls.rotation.follow(announce))
         try:
             await _until(stop, watching)
         except NhopError as error:
@@ -363,7 +363,7 @@ async def serve(
 def _server(target: str, tls: ClientTls | None, tell: Callable[[str], object]) -> grpc.aio.Server:
     if target.startswith("unix:"):
         return grpc.aio.server(options=SERVER_OPTIONS)
-    gate = Gate(ROLES if tls is not None else None, tell)
+    gate = Gate(None, tell) if tls is None else Gate(ROLES, tell, trusted=Trusted(tls.rotation))
     return grpc.aio.server(options=[*SERVER_OPTIONS, *LIMITS], interceptors=[gate])
 
 
