@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import getpass
 import os
+import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,11 +20,13 @@ from nhop.security.authority import (
     DAYS,
     LONGEST_DAYS,
     Authority,
+    alternative_name,
     check_name,
 )
 from nhop.security.errors import CertificateError
-from nhop.security.folder import AUTHORITY_FILE, CERTIFICATE_FILE, FILES, hosts_of, identity_of
+from nhop.security.folder import AUTHORITY_FILE, CERTIFICATE_FILE, FILES, hosts_of, identity_of, parse
 from nhop.security.identity import Identity, Role
+from nhop_models.contract import printable
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -69,16 +72,19 @@ def init(host: tuple[str, ...], folder: Path | None, days: int) -> int:
     """
     place = _place(folder)
     now = datetime.datetime.now(datetime.UTC)
-    user = _user()
     with _errors():
-        name = check_name(socket.gethostname())
-        hosts = _unique([name, socket.getfqdn(), "localhost", "127.0.0.1", "::1", *host])
-        authority = Authority.create(place, f"NHOP {name}", now)
+        for each in host:  # before anything is made
+            alternative_name(each)
+        machine = socket.gethostname()
+        found = [each for each in (machine, socket.getfqdn()) if _is_host(each)]
+        hosts = _unique([*found, "localhost", "127.0.0.1", "::1", *host])
+        name = _name(f"{_user()}.{machine}")
+        authority = Authority.create(place, f"NHOP {machine}"[:64], now)
         click.echo(f"authority         {place} ({AUTHORITY_KEY_FILE} signs certificates: keep it here)")
         for role in OWN:
             own = place / role.value
             at = hosts if role is Role.COORDINATOR else ()
-            identity = Identity(role, check_name(f"{user}@{name}".replace("@", ".")))
+            identity = Identity(role, name)
             _say(identity, own, authority.issue(own, identity, at, now, days))
     click.echo("next: nhop-coordinator certs issue --hosts hosts.txt")
     return 0
@@ -135,16 +141,23 @@ def show(file: Path | None, folder: Path | None) -> int:
     """Show certificates: those of the authority's folder, or a FILE or TLS folder, with what is amiss."""
     now = datetime.datetime.now(datetime.UTC)
     place = file or _place(folder)
-    files = sorted(place.rglob("*.crt")) if place.is_dir() else [place]
-    if not files:
+    try:
+        within = place.is_dir()
+        files = sorted(place.rglob("*.crt")) if within else [place]
+    except OSError as error:
+        raise UsageError(f"{place}: cannot be read ({error.strerror})") from None
+    if not files or (file is None and not within):
         raise UsageError(f"{place}: there is no certificate; make some with: nhop-coordinator certs init")
     expired = False
     for path in files:
         if path.name == AUTHORITY_FILE and path.parent != place and file is None:
             continue  # a copy of the authority's in the folder of a holder
-        certificate = _read(path)
-        expired |= certificate.not_valid_after_utc <= now
-        _describe(path if not place.is_dir() else path.relative_to(place), certificate, now)
+        of_authorities = path.name == AUTHORITY_FILE
+        with _errors():
+            certificates = parse(path, _read(path))
+        for certificate in certificates if of_authorities else certificates[:1]:
+            expired |= certificate.not_valid_after_utc <= now
+            _describe(path.relative_to(place) if within else path, certificate, now)
     return 1 if expired else 0
 
 
@@ -177,23 +190,20 @@ def _listed(hosts: str) -> list[str]:
 def _place(folder: Path | None) -> Path:
     from nhop.security.client import default_certs
 
-    return folder if folder is not None else default_certs()
+    with _errors():
+        return folder if folder is not None else default_certs()
 
 
 def _holder(folder: Path) -> Identity | None:
     path = folder / CERTIFICATE_FILE
-    return identity_of(_read(path)) if path.exists() else None
+    return identity_of(parse(path, _read(path))[0]) if path.exists() else None
 
 
-def _read(path: Path) -> x509.Certificate:
-    from cryptography import x509
-
+def _read(path: Path) -> bytes:
     try:
-        return x509.load_pem_x509_certificate(path.read_bytes())
+        return path.read_bytes()
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError:
-        raise UsageError(f"{path}: is no certificate in PEM") from None
 
 
 def _describe(path: Path, certificate: x509.Certificate, now: datetime.datetime) -> None:
@@ -207,7 +217,7 @@ def _describe(path: Path, certificate: x509.Certificate, now: datetime.datetime)
         state = f"valid only from {begin:%Y-%m-%d %H:%M} UTC on"
     else:
         state = f"until {end:%Y-%m-%d} ({(end - now).days} days)"
-    click.echo(f"{path}: {who}{at}, {state}")
+    click.echo(printable(f"{path}: {who}{at}, {state}"))
 
 
 def _say(identity: Identity, place: Path, end: datetime.datetime) -> None:
@@ -216,6 +226,19 @@ def _say(identity: Identity, place: Path, end: datetime.datetime) -> None:
 
 def _unique(names: list[str]) -> list[str]:
     return list(dict.fromkeys(name.strip("[]").lower() for name in names if name))
+
+
+def _is_host(name: str) -> bool:
+    try:
+        alternative_name(name)
+    except CertificateError:
+        return False
+    return True
+
+
+def _name(text: str) -> str:
+    """A name for a certificate, whatever users and machines are called."""
+    return check_name(re.sub(r"[^A-Za-z0-9._-]", "-", text).strip("._-")[:128].rstrip("._-") or "nhop")
 
 
 def _user() -> str:

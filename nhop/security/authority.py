@@ -6,11 +6,13 @@ import datetime
 import ipaddress
 import os
 import re
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -21,6 +23,7 @@ from nhop.security.folder import (
     CERTIFICATE_FILE,
     KEY_FILE,
     check_key_file,
+    parse,
 )
 from nhop.security.identity import NAME, Identity, Role
 
@@ -46,11 +49,16 @@ _USAGES = {
 
 @dataclass(frozen=True, slots=True)
 class Authority:
-    """``load`` or ``create`` it; ``issue`` makes certificates. ``folder`` holds ``ca.crt`` and ``ca.key``."""
+    """``load`` or ``create`` it; ``issue`` makes certificates. ``folder`` holds ``ca.crt`` and ``ca.key``.
+
+    ``trusted`` is the text of ``ca.crt``, which goes to every holder: beside the authority's own certificate
+    it may hold others, such as that of an authority that this one is to take the place of.
+    """
 
     folder: Path
     certificate: x509.Certificate
     key: ec.EllipticCurvePrivateKey
+    trusted: bytes
 
     @classmethod
     def create(cls, folder: Path, name: str, now: datetime.datetime) -> Authority:
@@ -59,7 +67,7 @@ class Authority:
         Raises CertificateError where one is there already, or the folder cannot be written.
         """
         for present in (folder / AUTHORITY_FILE, folder / AUTHORITY_KEY_FILE):
-            if present.exists():
+            if _exists(present):
                 raise CertificateError(
                     f"{present}: is there already, and certificates that it has signed may be in use; "
                     "choose another --dir, or remove it to begin anew"
@@ -75,25 +83,28 @@ class Authority:
         )
         write_private(folder / AUTHORITY_KEY_FILE, _key_text(key))
         _write(folder / AUTHORITY_FILE, _text(certificate), 0o644)
-        return cls(folder, certificate, key)
+        return cls(folder, certificate, key, _text(certificate))
 
     @classmethod
     def load(cls, folder: Path) -> Authority:
         """The authority of a folder; CertificateError where there is none, or others can read its key."""
         path = folder / AUTHORITY_KEY_FILE
-        if not path.exists():
+        if not _exists(path):
             raise CertificateError(
                 f"{folder}: there is no authority; make one with: nhop-coordinator certs init"
             )
         check_key_file(path)
         try:
             key = serialization.load_pem_private_key(path.read_bytes(), None)
-            certificate = x509.load_pem_x509_certificate((folder / AUTHORITY_FILE).read_bytes())
-        except (OSError, ValueError, TypeError) as error:
+            trusted = (folder / AUTHORITY_FILE).read_bytes()
+        except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
             raise CertificateError(f"{folder}: its authority cannot be used: {error}") from None
-        if not isinstance(key, ec.EllipticCurvePrivateKey) or certificate.public_key() != key.public_key():
+        own = [
+            each for each in parse(folder / AUTHORITY_FILE, trusted) if each.public_key() == key.public_key()
+        ]
+        if not isinstance(key, ec.EllipticCurvePrivateKey) or not own:
             raise CertificateError(f"{folder}: {AUTHORITY_KEY_FILE} is not the key of {AUTHORITY_FILE}")
-        return cls(folder, certificate, key)
+        return cls(folder, own[0], key, trusted)
 
     def issue(
         self,
@@ -112,6 +123,11 @@ class Authority:
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, identity.name[:64])])
         names = [x509.UniformResourceIdentifier(identity.uri), *map(alternative_name, hosts)]
         end = self.certificate.not_valid_after_utc
+        if now >= end:
+            raise CertificateError(
+                f"{self.folder / AUTHORITY_FILE}: the authority has expired on {end:%Y-%m-%d}; make a new "
+                "one with: nhop-coordinator certs init --dir ANOTHER"
+            )
         certificate = (
             _builder(subject, self.certificate.subject, key.public_key(), now, days, latest=end)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
@@ -125,7 +141,7 @@ class Authority:
         )
         write_private(place / KEY_FILE, _key_text(key))
         _write(place / CERTIFICATE_FILE, _text(certificate), 0o644)
-        _write(place / AUTHORITY_FILE, _text(self.certificate), 0o644)
+        _write(place / AUTHORITY_FILE, self.trusted, 0o644)
         return certificate.not_valid_after_utc
 
 
@@ -156,7 +172,7 @@ def write_private(path: Path, content: bytes) -> None:
 
 
 def _write(path: Path, content: bytes, mode: int) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
@@ -171,6 +187,13 @@ def _write(path: Path, content: bytes, mode: int) -> None:
             raise
     except OSError as error:
         raise CertificateError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:
+        raise CertificateError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def _builder(

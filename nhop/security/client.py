@@ -49,9 +49,15 @@ class ClientTls:
 
 
 def default_certs() -> Path:
-    """Where certificates are unless the user says otherwise: in ~/.config/nhop, or below XDG_CONFIG_HOME."""
+    """Where certificates are unless the user says otherwise: in ~/.config/nhop, or below XDG_CONFIG_HOME.
+
+    Raises CertificateError where this user has no home.
+    """
     home = os.environ.get("XDG_CONFIG_HOME", "")
-    base = Path(home) if home.startswith("/") else Path.home() / ".config"
+    try:
+        base = Path(home) if home.startswith("/") else Path.home() / ".config"
+    except RuntimeError:
+        raise CertificateError("this user has no home for certificates: set XDG_CONFIG_HOME") from None
     return base / "nhop" / CERTS
 
 
@@ -77,13 +83,15 @@ class Security:
             return cls(ClientTls(folder, role))
         if insecure:
             return cls()
-        usual = default_certs() / role.value
-        if not usual.is_dir():
-            return cls(None, f"hosts off this machine need TLS, and {usual} is not there. {HOW}")
         try:
+            usual = default_certs() / role.value
+            if not usual.is_dir():
+                return cls(None, f"hosts off this machine need TLS, and {usual} is not there. {HOW}")
             return cls(ClientTls(usual, role, loopback=False))
         except CertificateError as error:
             return cls(None, str(error))
+        except OSError as error:
+            return cls(None, f"hosts off this machine need TLS, and {usual}: {error.strerror}. {HOW}")
 
     @property
     def insecure(self) -> bool:
