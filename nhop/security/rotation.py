@@ -88,6 +88,8 @@ class Rotation:
             if new:
                 tell(f"the certificate in {self.folder} was read again: it ends on {self.files.end:%Y-%m-%d}")
                 changed()
+            if not problem:
+                said = ""
             # What is being replaced just then is whole at the next look: said when it is seen twice.
             if problem and problem == seen != said:
                 tell(f"new certificates cannot be used, the earlier ones stay: {problem}")
