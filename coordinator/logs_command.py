@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+import os
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -42,7 +43,8 @@ MARKS = ("config.yaml", "study.db")
     "--tls",
     type=click.Path(path_type=Path),
     metavar="FOLDER",
-    help="With --serve: a client's certificate; ~/.config/nhop/certs/client by default, but for loopback.",
+    help="With --serve: a client's certificate, or as NHOP_TLS says; ~/.config/nhop/certs/client by default, "
+    "but for loopback.",
 )
 @click.option("--insecure", is_flag=True, help="With --serve off loopback: without TLS.")
 @click.option("--study", metavar="ID", help="Which study of that coordinator, if it has several.")
@@ -67,6 +69,8 @@ def logs(
         raise UsageError("--study goes with --serve: a folder (--output) has one study")
     if serve is None and (tls is not None or insecure):
         raise UsageError(f"{'--insecure' if insecure else '--tls'} goes with --serve")
+    if serve is not None and tls is None and os.environ.get("NHOP_TLS"):
+        tls = Path(os.environ["NHOP_TLS"])
     if serve is not None and output is not None:
         raise UsageError("--output and --serve: one of them says which study is meant")
     _Printer(trial, wanted).show(

@@ -215,6 +215,13 @@ class Client:
                 )
             case grpc.StatusCode.INVALID_ARGUMENT:
                 return _config_error(error, message)
+            case grpc.StatusCode.UNIMPLEMENTED:
+                return CoordinatorError(
+                    f"{self._address}: what listens there is no coordinator of this version; it is reached "
+                    "at the address of its --serve"
+                )
+            case grpc.StatusCode.PERMISSION_DENIED:
+                return CoordinatorError(f"{self._address}: it refuses this: {message}")
             case code:
                 return CoordinatorError(f"{self._address}: {message} ({code.name})")
 
