@@ -79,9 +79,9 @@ def scripted(request: agent_pb2.StartAttemptRequest, task: types_pb2.TaskId) -> 
 class Harness:
     """An agent that serves, and a client of it."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, channel: grpc.aio.Channel | None = None) -> None:
         self.address = address
-        self.channel = grpc.aio.insecure_channel(address)
+        self.channel = channel or grpc.aio.insecure_channel(address)
         self.stub: Any = agent_pb2_grpc.AgentServiceStub(self.channel)
 
     async def prepare(
