@@ -71,15 +71,18 @@ class Rotation:
         return f"{what} ends on {end:%Y-%m-%d %H:%M} UTC, {describe(end - now)} from now; {remedy}"
 
     async def follow(
-        self, tell: Tell, changed: Callable[[], None] = lambda: None, seconds: float = CHECK_SECONDS
+        self, tell: Tell, changed: Callable[[], None] = lambda: None, seconds: float | None = None
     ) -> None:
-        """Until cancelled: looks, says what is new or amiss, and calls ``changed`` for new files."""
+        """Until cancelled: looks, says what is new or amiss, and calls ``changed`` for new files.
+
+        ``seconds`` from one look to the next; None: CHECK_SECONDS.
+        """
         seen = said = ""
         while True:
             notice = self.expiry_notice()
             if notice:
                 tell(notice)
-            await asyncio.sleep(seconds)
+            await asyncio.sleep(CHECK_SECONDS if seconds is None else seconds)
             problem = ""
             try:
                 new = await asyncio.to_thread(self.look)

@@ -126,13 +126,15 @@ class Stranger:
     def connect(
         self, context: ssl.SSLContext, session: ssl.SSLSession | None = None
     ) -> tuple[ssl.SSLSession | None, bool]:
-        """Shakes hands and begins HTTP/2: the session, and whether it was an earlier one. OSError: refused."""
-        with socket.create_connection(("127.0.0.1", self._port), timeout=DEADLINE) as plain:
-            with context.wrap_socket(plain, server_hostname="localhost", session=session) as secured:
-                secured.sendall(PREFACE)
-                if not secured.recv(1):
-                    raise ConnectionResetError("ended")
-                return secured.session, bool(secured.session_reused)
+        """Shakes hands and begins HTTP/2: the session, and whether that was resumed. OSError: refused."""
+        with (
+            socket.create_connection(("127.0.0.1", self._port), timeout=DEADLINE) as plain,
+            context.wrap_socket(plain, server_hostname="localhost", session=session) as secured,
+        ):
+            secured.sendall(PREFACE)
+            if not secured.recv(1):
+                raise ConnectionResetError("ended")
+            return secured.session, bool(secured.session_reused)
 
     def send(self, data: bytes) -> bytes:
         """What is answered to plain bytes."""

@@ -3,7 +3,8 @@
 Prints what ``nhop-agent`` prints. Takes the values of AgentConfig as one JSON object, and besides
 ``zygote_arguments`` for the fake zygote, ``zygote``: another script in its place, and ``gpus``: the file
 of a fake inventory (``tests.fakes.gpus``); without it the host has no GPU. ``tls`` is the folder of its
-certificate, ``told_a_second`` how many refusals it logs within a second.
+certificate, ``told_a_second`` how many refusals it logs within a second, ``check_seconds``
+the time between two looks at the certificate.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 from agent.cli import serve
 from agent.config import AgentConfig, ListenAddress
 from agent.gpus import no_gpus
-from nhop.security import telling
+from nhop.security import rotation, telling
 from nhop.security.identity import Role
 from nhop.security.rotation import Rotation
 from tests.fakes.gpus import FileGpus
@@ -29,6 +30,7 @@ def main() -> None:
     values["state_dir"] = Path(values["state_dir"])
     values["gpus"] = FileGpus(Path(values["gpus"])) if "gpus" in values else no_gpus
     zygote = Path(__file__).with_name(values.pop("zygote", "zygote.py"))
+    rotation.CHECK_SECONDS = values.pop("check_seconds", rotation.CHECK_SECONDS)
     telling.TOLD_A_SECOND = values.pop("told_a_second", telling.TOLD_A_SECOND)
     if "tls" in values:
         values["tls"] = Rotation(Path(values["tls"]), Role.AGENT)
