@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -100,11 +100,13 @@ async def read_all(call: Any) -> list[Any]:
     return [part async for part in call]
 
 
-def write(attempt: types_pb2.AttemptId) -> Iterator[agent_pb2.WriteArtifactRequest]:
+async def write(caller: Caller, attempt: types_pb2.AttemptId) -> grpc.aio.AioRpcError:
+    """Sends the header alone: a refusal in the middle of the content may get lost on its way."""
     artifact = types_pb2.Artifact(name="restore.npz", size=1)
     header = agent_pb2.ArtifactHeader(attempt=attempt, artifact=artifact)
-    yield agent_pb2.WriteArtifactRequest(header=header)
-    yield agent_pb2.WriteArtifactRequest(data=b"x")
+    call = caller.stub.WriteArtifact(timeout=DEADLINE)
+    await call.write(agent_pb2.WriteArtifactRequest(header=header))
+    return await refusal(call)
 
 
 ATTACKS: dict[str, Attack] = {
@@ -135,7 +137,7 @@ ATTACKS: dict[str, Attack] = {
         )
     ),
     "ReadArtifact": lambda c: refusal(c.read(attempt_id(), "a")),
-    "WriteArtifact": lambda c: refusal(c.stub.WriteArtifact(write(attempt_id(2)), timeout=DEADLINE)),
+    "WriteArtifact": lambda c: write(c, attempt_id(2)),
 }
 
 
