@@ -75,10 +75,11 @@ def load(folder: Path, roles: frozenset[Role], now: datetime.datetime) -> TlsFil
         )
     identity = _identity(path, own)
     if identity.role not in roles:
-        wanted = " or ".join(sorted(role.value for role in roles))
+        wanted = sorted(role.value for role in roles)
+        needed = " or ".join(f"{'an' if role == Role.AGENT.value else 'a'} {role}" for role in wanted)
         raise CertificateError(
-            f"{path}: is the certificate of {identity}, where one of a {wanted} is needed; "
-            f"issue one with: nhop-coordinator certs issue {wanted} NAME"
+            f"{path}: is the certificate of {identity}, where one of {needed} is needed; "
+            f"issue one with: nhop-coordinator certs issue {wanted[0]} NAME"
         )
     begin, end = own.not_valid_before_utc, own.not_valid_after_utc
     if now < begin:
