@@ -21,6 +21,7 @@ import pytest
 from coordinator import cli
 from coordinator.domain import Notice, Stage, StageBudget, Study, StudyState, Trial, TrialCounts, TrialState
 from coordinator.errors import HostsError, StudyFailedError
+from coordinator.host_sources import HostsFile
 from coordinator.hosts import HostPolicy
 from coordinator.runtime import StudyResult
 from nhop.security.client import Security
@@ -251,7 +252,7 @@ def test_what_is_about_hosts_is_passed_on(scripted, tmp_path):
     hosts.write_text("localhost:7001\nlocalhost:7002\n")
     options = ["--min-hosts", "1", "--wait-hosts", "5", "--host-limit", "30", "--insecure"]
     assert cli.run(["--hosts", str(hosts), *options]) == 0
-    assert seen["policy"] == HostPolicy(5.0, 1, 30.0, hosts, Security())
+    assert seen["policy"] == HostPolicy(5.0, 1, 30.0, HostsFile(hosts), Security())
 
 
 def test_output_and_hosts_are_passed_on(scripted, tmp_path):
