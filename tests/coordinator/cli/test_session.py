@@ -85,6 +85,20 @@ def test_a_signal_stops_the_study_in_order(scripted, capsys, number):
     assert "stopping" in capsys.readouterr().out
 
 
+def test_sigterm_may_come_twice(scripted, capsys):
+    async def body(stop, **_):
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+            await asyncio.wait_for(stop.wait(), 10)
+        for _ in range(20):  # the loop takes the second in one of its next rounds
+            await asyncio.sleep(0)
+        return replace(STUDY, state=StudyState.STOPPED)
+
+    scripted(body)
+    assert cli.run([]) == 130
+    assert capsys.readouterr().out.count("stopping") == 1
+
+
 def test_a_second_signal_ends_at_once_and_leaves_no_socket(tmp_path):
     code = """
 import asyncio, os, signal
