@@ -8,6 +8,7 @@ limits are not played.
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from tests.e2e.conftest import ROOT, SCRIPTS
 
 ENTER = """
 set -e
+umask 022
 base=$1 user=$2 group=$3 names=$4; shift 4
 mount -t tmpfs none "$base"
 mkdir "$base/upper" "$base/work" "$base/root"
@@ -37,6 +39,25 @@ mount -o remount,ro,bind "$root"
 exec chroot "$root" setpriv --reuid "$user" --regid "$group" --clear-groups --no-new-privs \\
     --inh-caps=-all --bounding-set=-all -- "$@"
 """
+
+
+OWN_ROOT = """
+set -e
+umask 022
+base=$1; shift
+mount -t tmpfs none "$base"
+mkdir "$base/upper" "$base/work" "$base/root"
+mount -t overlay overlay -o "lowerdir=/,upperdir=$base/upper,workdir=$base/work" "$base/root"
+for each in dev proc "$KEPT"; do mount --rbind "/$each" "$base/root/$each"; done
+exec chroot "$base/root" "$@"
+"""
+
+
+def in_own_root(kept: Path, words: Sequence[str]) -> list[str]:
+    """A command that runs as root of a copy of this machine, of which only the folder ``kept`` stays."""
+    script = f"KEPT={shlex.quote(str(kept))}; base=$(mktemp -d); trap 'rmdir $base' EXIT; "
+    script += 'unshare --mount env KEPT="$KEPT" sh -c "$0" sh "$base" "$@"'
+    return ["sh", "-c", script, OWN_ROOT, *words]
 
 
 def usable() -> bool:
