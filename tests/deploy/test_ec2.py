@@ -155,7 +155,7 @@ class Machine:
 
     @property
     def calls(self):
-        return (self.folder / "calls").read_text().splitlines()
+        return [line.strip() for line in (self.folder / "calls").read_text().splitlines()]
 
     def run(self, script, **environment):
         path = f"{self.binaries}:{os.environ['PATH']}:/usr/sbin:/sbin"
