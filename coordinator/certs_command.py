@@ -95,7 +95,9 @@ def init(host: tuple[str, ...], folder: Path | None, days: int) -> int:
 @click.argument("name", required=False)
 @click.argument("host", nargs=-1)
 @click.option(
-    "--hosts", metavar="FILE", help="A certificate for the agent of each host that is listed there."
+    "--hosts",
+    metavar="FILE|ec2:TAG=VALUE|slurm:",
+    help="A certificate for the agent of each host that is listed there.",
 )
 @_folder
 @_days
@@ -167,7 +169,7 @@ def _wanted(
     """Whose certificates are to be issued, and for which names and addresses each."""
     if hosts is not None:
         if role is not None:
-            raise UsageError("--hosts is for the agents of a file: give no ROLE and NAME with it")
+            raise UsageError("--hosts is for the agents that it lists: give no ROLE and NAME with it")
         return [(Identity(Role.AGENT, check_name(each)), [each]) for each in _listed(hosts)]
     if role is None or name is None:
         raise UsageError("what is to be issued? --hosts hosts.txt, or ROLE NAME [HOST ...]")
@@ -178,9 +180,9 @@ def _wanted(
 
 
 def _listed(hosts: str) -> list[str]:
-    from coordinator.hosts import read_hosts
+    from coordinator.host_sources import parse_source
 
-    targets = [address.target for address in read_hosts(Path(hosts), refusal="")]
+    targets = [address.target for address in parse_source(hosts).read(refusal="")]
     listed = [target.rpartition(":")[0].strip("[]") for target in targets if not target.startswith("unix:")]
     if not listed:
         raise UsageError(f"{hosts}: lists no host that is reached over a network")

@@ -74,8 +74,10 @@ class Words:
 @click.argument("words", nargs=-1, metavar="[print_config] [STUDY.yaml] [with KEY=VALUE ...]")
 @click.option(
     "--hosts",
-    type=click.Path(path_type=Path),
-    help="Agents to use: one host[:port] a line. Read again on SIGHUP: hosts join and leave.",
+    metavar="FILE|ec2:TAG=VALUE|slurm:",
+    help="Agents to use: a file with one host[:port] a line; running EC2 instances with these tags "
+    "(ec2:TAG=VALUE[,TAG=VALUE...]); or the nodes of the Slurm allocation that this runs in. Read again on "
+    "SIGHUP: hosts join and leave.",
 )
 @click.option(
     "--min-hosts",
@@ -128,7 +130,7 @@ class Words:
 @click.version_option(package_name="nhop", message="%(prog)s %(version)s")
 def command(
     words: tuple[str, ...],
-    hosts: Path | None,
+    hosts: str | None,
     min_hosts: int | None,
     wait_hosts: float,
     host_limit: float,
@@ -154,12 +156,14 @@ def command(
             f"--output {output}: a URL has two slashes, as in {output.partition(':')[0]}://bucket/folder; "
             f"./{output} is a folder"
         )
+    from coordinator.host_sources import parse_source
     from coordinator.hosts import HostPolicy
 
     if insecure and hosts is None and serve is None:
         raise UsageError("--insecure is for --hosts and --serve")
     security = _security(tls, insecure=insecure, needed=hosts is not None or serve is not None)
-    policy = HostPolicy(wait_hosts, min_hosts, host_limit, hosts, security)
+    source = None if hosts is None else parse_source(hosts)
+    policy = HostPolicy(wait_hosts, min_hosts, host_limit, source, security)
     if serve is not None:
         if asked != Words() or dry_run:
             raise UsageError(
@@ -275,10 +279,10 @@ def _security(folder: Path | None, *, insecure: bool, needed: bool) -> Security:
 
 
 def _read_hosts(policy: HostPolicy) -> tuple[AgentAddress, ...] | None:
-    from coordinator.hosts import is_local, read_hosts
+    from coordinator.hosts import is_local
     from coordinator.wording import some
 
-    agents = None if policy.path is None else read_hosts(policy.path, refusal=policy.security.refusal)
+    agents = None if policy.source is None else policy.source.read(refusal=policy.security.refusal)
     policy.check(agents)
     if agents is None:
         return None

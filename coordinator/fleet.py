@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from importlib import metadata
@@ -12,14 +13,13 @@ from typing import Any, NamedTuple, Protocol
 from coordinator import events as ev
 from coordinator.agent_link import AgentLink
 from coordinator.domain import Cluster, Notice
-from coordinator.errors import HostsError, UsageError
+from coordinator.errors import HostsError, NhopError
 from coordinator.hosts import (
     AgentAddress,
     HostPolicy,
     Inventory,
     Usable,
     asks_too_much,
-    read_hosts,
     usable,
 )
 from coordinator.link_errors import HostUnreachableError
@@ -38,10 +38,13 @@ from coordinator.preflight import (
 )
 from coordinator.process import check_file_limit
 from coordinator.reach import find_reach
-from coordinator.waiting import background
+from coordinator.waiting import background, in_thread
 
 HEARTBEATS_A_SECOND = 250
 """Of all agents together: each costs some 0.3 ms of CPU time."""
+
+LISTING_LIMIT = 120.0
+"""Seconds that it may take to list the hosts anew."""
 
 REFUSED_PAUSE = 10.0
 """Seconds until a host that cannot be used is looked at again."""
@@ -120,7 +123,7 @@ class Fleet:
         """Waits for the hosts and looks them over for trials of ``cluster`` (None: not known yet).
 
         ``show`` is given what was found, before HostsError is raised where they cannot be used. ``again``
-        as for ``reread``: those that the file then lists are waited for.
+        as for ``reread``: those that are then listed are waited for.
         """
         self._cluster = cluster
         self._spawn(self._follow_certificate())
@@ -168,7 +171,7 @@ class Fleet:
                 link.renew()
 
     async def _muster(self, again: asyncio.Event) -> tuple[dict[str, Inventory], dict[str, str]]:
-        """As ``muster``, of the hosts that the file lists in the end."""
+        """As ``muster``, of the hosts that are listed in the end."""
         while True:
             answering = muster(self._all, self._policy, self._tell)
             async with background(self._listed_anew(again)) as listing, background(answering) as mustering:
@@ -181,10 +184,10 @@ class Fleet:
             self._all = {a.name: before.get(a.name) or self._link(a) for a in addresses}
             gone = [link for name, link in before.items() if name not in self._all]
             await asyncio.gather(*(link.close() for link in gone))
-            self._tell(Notice(f"the hosts file was read again: it lists {len(addresses)}"))
+            self._tell(Notice(f"{self._policy.source} was read again: it lists {len(addresses)}"))
 
     async def _listed_anew(self, again: asyncio.Event) -> Sequence[AgentAddress]:
-        """What the hosts file lists once ``again`` is set and it can be used."""
+        """What the source of hosts lists once ``again`` is set and that can be used."""
         while True:
             await again.wait()
             again.clear()
@@ -223,7 +226,7 @@ class Fleet:
         await self._failed
 
     async def reread(self, again: asyncio.Event) -> None:
-        """Reads the hosts file again whenever ``again`` is set; hosts then join and leave."""
+        """Asks the source of hosts again whenever ``again`` is set; hosts then join and leave."""
         while True:
             await again.wait()
             again.clear()
@@ -234,15 +237,19 @@ class Fleet:
     async def _read(
         self, check: Callable[[Sequence[AgentAddress]], None] = lambda addresses: None
     ) -> Sequence[AgentAddress] | None:
-        """What the hosts file lists now; None where nothing is to be changed, the user told why."""
-        path = self._policy.path
-        if path is None:
+        """The hosts that are listed now; None where nothing is to be changed, the user told why."""
+        source = self._policy.source
+        if source is None:
             return None
+        read = functools.partial(source.read, refusal=self._policy.security.refusal)
         try:
-            addresses = await asyncio.to_thread(read_hosts, path, refusal=self._policy.security.refusal)
+            addresses = await in_thread(read, LISTING_LIMIT)
             check(addresses)
-        except UsageError as error:
-            self._tell(Notice(f"the hosts stay as they are: {error}", warning=True))
+        except (NhopError, TimeoutError) as error:
+            why = (
+                f"{source}: not read after {LISTING_LIMIT:g} s" if isinstance(error, TimeoutError) else error
+            )
+            self._tell(Notice(f"the hosts stay as they are: {why}", warning=True))
             return None
         return addresses
 
@@ -255,7 +262,7 @@ class Fleet:
         new = [name for name in wanted if name not in before]
         changed = [name for name in wanted if name in before and before[name] != wanted[name]]
         if not (gone or new or changed):
-            self._tell(Notice("the hosts file was read again: nothing has changed"))
+            self._tell(Notice(f"{self._policy.source} was read again: nothing has changed"))
         for name in gone:
             self._retire(name)
         for name in new:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Protocol
 
 from coordinator.domain import Cluster
 from coordinator.errors import HostsError, UsageError
@@ -43,20 +44,31 @@ class AgentAddress:
             object.__setattr__(self, "name", self.target)
 
 
+class HostSource(Protocol):
+    """What ``--hosts`` names; its text, as it is written there, stands for it in messages."""
+
+    def read(self, *, refusal: str = NEEDS_TLS) -> tuple[AgentAddress, ...]:
+        """The hosts that it lists now; it may block for some time.
+
+        ``refusal`` as for ``parse_hosts``. Raises UsageError where the user has to change something,
+        HostsError where there are no hosts now.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class HostPolicy:
     """How a coordinator treats the hosts that it was given; times in seconds.
 
     ``wait``: how long a host that does not answer at the start is waited for; ``fewest``: go on with so
     many, and use the others once they answer. After ``lost`` without an answer a host is lost.
-    ``path`` is the hosts file, which is read again on SIGHUP. ``security``: how hosts off this machine are
-    spoken to.
+    ``source`` is what lists the hosts, and is read again on SIGHUP. ``security``: how hosts off this
+    machine are spoken to.
     """
 
     wait: float = 60.0
     fewest: int | None = None
     lost: float = 90.0
-    path: Path | None = None
+    source: HostSource | None = None
     security: Security = LOCAL
 
     def check(self, agents: Sequence[AgentAddress] | None) -> None:
@@ -68,7 +80,7 @@ class HostPolicy:
             if self.fewest is not None:
                 raise UsageError("--min-hosts is for --hosts")
         elif self.fewest is not None and not 1 <= self.fewest <= len(agents):
-            why = f"{self.path or 'hosts'} lists {len(agents)}" if self.fewest > 0 else "must be at least 1"
+            why = f"{self.source or 'hosts'} lists {len(agents)}" if self.fewest > 0 else "must be at least 1"
             raise UsageError(f"--min-hosts {self.fewest}: {why}")
 
 
@@ -134,11 +146,11 @@ def parse_hosts(text: str, source: str, *, refusal: str = NEEDS_TLS) -> tuple[Ag
         if not words:
             continue
         try:
-            address = _parse_line(words, refusal=refusal)
+            address = parse_line(words, refusal=refusal)
         except ValueError as error:
             problems.append(f"{source}:{number}: {error}")
             continue
-        first = lines.setdefault(_same(address.target), number)
+        first = lines.setdefault(same_agent(address.target), number)
         if first != number:
             problems.append(f"{source}:{number}: {address.target} is listed already, in line {first}")
             continue
@@ -209,7 +221,8 @@ def _check_host(host: str) -> None:
         raise ValueError(f"{host!r} is neither the name nor the address of a host")
 
 
-def _parse_line(words: Sequence[str], *, refusal: str) -> AgentAddress:
+def parse_line(words: Sequence[str], *, refusal: str) -> AgentAddress:
+    """Reads the words of one line of a hosts file; raises ValueError."""
     options: dict[str, int] = {}
     for word in words[1:]:
         key, _, value = word.partition("=")
@@ -224,8 +237,8 @@ def _parse_line(words: Sequence[str], *, refusal: str) -> AgentAddress:
     return AgentAddress(parse_address(words[0], refusal=refusal), options.get("slots"), options.get("gpus"))
 
 
-def _same(target: str) -> str:
-    """One spelling for all names of the same agent, as far as they tell."""
+def same_agent(target: str) -> str:
+    """One spelling for all targets of the same agent, as far as they tell."""
     if target.startswith("unix:"):
         return target
     host, _, port = target.rpartition(":")

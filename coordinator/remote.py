@@ -7,21 +7,18 @@ time limit: one that hangs is left behind, and ends with the process.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from coordinator.config.keys import Keys
 from coordinator.directory import AGENT_FOLDER, DATABASE_FILE
 from coordinator.errors import StudyFailedError, UsageError
 from coordinator.report.results import CONFIG_FILE, SUMMARY_FILE
+from coordinator.waiting import in_thread
 from nhop_models import urls
-
-Result = TypeVar("Result")
 
 CLAIM_LIMIT = 60.0
 """Seconds to look at a URL and to write the first file there."""
@@ -89,7 +86,7 @@ class RemoteFolder:
                 filesystem.rm_file(f"{path}/{CONFIG_FILE}")
 
         with contextlib.suppress(Exception):  # there is another error to tell, and no harm in the file
-            await _in_thread(work, CLAIM_LIMIT)
+            await in_thread(work, CLAIM_LIMIT)
 
     async def copy(self, folder: Path) -> None:
         """Copies the result files, summary.json last; StudyFailedError where that cannot be done."""
@@ -97,7 +94,7 @@ class RemoteFolder:
         size = sum(file.stat().st_size for file in files)
         limit = COPY_LIMIT + size / SLOWEST
         try:
-            await _in_thread(lambda: self._copy(folder, files), limit)
+            await in_thread(lambda: self._copy(folder, files), limit)
         except TimeoutError:
             why = f"not done after {limit:.0f} s, for {len(files)} files of {size} bytes: look at the network"
         except Exception as error:  # noqa: BLE001 - of any library: whatever it is, the results are here
@@ -110,7 +107,7 @@ class RemoteFolder:
 
     async def _ask(self, work: Callable[[], None]) -> None:
         try:
-            await _in_thread(work, CLAIM_LIMIT)
+            await in_thread(work, CLAIM_LIMIT)
         except UsageError:
             raise
         except TimeoutError:
@@ -177,37 +174,3 @@ def _result_files(folder: Path) -> list[Path]:
         and not any(part.startswith(".") for part in parts)
     ]
     return sorted(found, key=lambda file: file == folder / SUMMARY_FILE)
-
-
-async def _in_thread(work: Callable[[], Result], limit: float) -> Result:
-    """What ``work`` returns; TimeoutError past ``limit`` seconds.
-
-    Not a thread of the loop's pool: the loop would wait at its end for one that hangs.
-    """
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[Result] = loop.create_future()
-
-    def settle(result: Sequence[Result], error: Exception | None) -> None:
-        if future.done():
-            return
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(result[0])
-
-    def run() -> None:
-        result: list[Result] = []
-        failure: Exception | None = None
-        try:
-            result.append(work())
-        except Exception as error:  # noqa: BLE001 - raised again where it is waited for
-            failure = error
-        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
-            loop.call_soon_threadsafe(settle, result, failure)
-
-    threading.Thread(target=run, name="nhop-remote", daemon=True).start()
-    done, _ = await asyncio.wait([future], timeout=limit)
-    if not done:
-        future.cancel()
-        raise TimeoutError
-    return future.result()

@@ -42,9 +42,10 @@ class QuietConsole(Console):
 
 
 class StopSwitch:
-    """Turns the first signal into a clean stop, and the second into an end at once.
+    """Turns the first signal into a clean stop, and another one but SIGTERM into an end at once.
 
-    ``event`` is set by the first; ``on_first`` then tells the user, ``on_second`` puts the
+    A batch system sends SIGTERM to all processes of a job, and its script may pass it on besides: several
+    are one. ``event`` is set by the first; ``on_first`` then tells the user, ``on_second`` puts the
     terminal in order before the process ends. Tasks and the private agent end by themselves when
     this process is gone. SIGHUP stops where the terminal is gone, or where there is nothing to be read
     again; otherwise it sets ``reread``, which is for the hosts file.
@@ -63,7 +64,7 @@ class StopSwitch:
         """Takes over the signals of the running loop."""
         loop = asyncio.get_running_loop()
         for number in _STOP_SIGNALS:
-            loop.add_signal_handler(number, self._signalled)
+            loop.add_signal_handler(number, self._signalled, number)
         if self._rereads or self._hangs_up:
             loop.add_signal_handler(signal.SIGHUP, self._hung_up)
 
@@ -72,15 +73,16 @@ class StopSwitch:
         if self._rereads and not (gone and self._hangs_up):
             self.reread.set()
         elif self._hangs_up:
-            self._signalled()
+            self._signalled(signal.SIGHUP)
 
-    def _signalled(self) -> None:
-        if self.event.is_set():
+    def _signalled(self, number: signal.Signals) -> None:
+        if not self.event.is_set():
+            self.event.set()
+            self._on_first()
+        elif number is not signal.SIGTERM:
             self._on_second()
             remove_private_folders()
             os._exit(INTERRUPTED)
-        self.event.set()
-        self._on_first()
 
 
 def _has_terminal() -> bool:
@@ -126,7 +128,7 @@ async def _run(config: StudyConfig, agents: Agents, policy: HostPolicy, output: 
                 console.quiet = True
 
         switch = StopSwitch(
-            on_first=lambda: observe(Notice("stopping; once more ends at once", warning=True)),
+            on_first=lambda: observe(Notice("stopping; another Ctrl-C ends at once", warning=True)),
             on_second=stack.close,
             rereads=agents is not None,
         )
@@ -156,7 +158,7 @@ async def _serve(address: str, agents: Agents, policy: HostPolicy, runs: Path) -
 
     console = QuietConsole(highlight=False, markup=False, soft_wrap=True)
     switch = StopSwitch(
-        on_first=lambda: console.print("stopping; once more ends at once"),
+        on_first=lambda: console.print("stopping; another Ctrl-C ends at once"),
         on_second=lambda: None,
         rereads=agents is not None,
     )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Coroutine
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any, Protocol, TypeVar
 
 Result = TypeVar("Result")
@@ -36,3 +37,37 @@ async def background(work: Coroutine[Any, Any, Result]) -> AsyncIterator[asyncio
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+async def in_thread(work: Callable[[], Result], limit: float) -> Result:
+    """What ``work`` returns; TimeoutError past ``limit`` seconds.
+
+    Not a thread of the loop's pool: the loop would wait at its end for one that hangs.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Result] = loop.create_future()
+
+    def settle(result: Sequence[Result], error: Exception | None) -> None:
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result[0])
+
+    def run() -> None:
+        result: list[Result] = []
+        failure: Exception | None = None
+        try:
+            result.append(work())
+        except Exception as error:  # noqa: BLE001 - raised again where it is waited for
+            failure = error
+        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(settle, result, failure)
+
+    threading.Thread(target=run, name="nhop-blocking", daemon=True).start()
+    done, _ = await asyncio.wait([future], timeout=limit)
+    if not done:
+        future.cancel()
+        raise TimeoutError
+    return future.result()

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 from coordinator.config import StudyConfig, load
 from coordinator.domain import StudyState, Update
 from coordinator.errors import StudyFailedError, UsageError
-from coordinator.hosts import AgentAddress, HostPolicy, parse_hosts, read_hosts
+from coordinator.host_sources import HostsFile, parse_source
+from coordinator.hosts import AgentAddress, HostPolicy, parse_hosts
 from coordinator.kept_logs import LOGS_FOLDER
 from coordinator.launch import launch
 from coordinator.naming import new_study_id
@@ -42,7 +43,8 @@ def run_study(
     """Runs a study to its end and returns its state and trials.
 
     ``config`` is a mapping of configuration keys, the path of a YAML file, or None for the default
-    study. ``hosts`` is the path of a hosts file or its lines, None for this machine alone;
+    study. ``hosts`` is the path of a hosts file or its lines, or ``"ec2:TAG=VALUE"`` or ``"slurm:"`` as for
+    the command, None for this machine alone;
     ``output`` the folder for the results, by default one named after the study, or a URL such as
     ``s3://bucket/prefix`` to which they are copied at the end; ``show`` prints the hosts and what
     happens, as the command does. ``tls`` (a folder), ``insecure``, ``min_hosts``, ``wait_hosts`` and
@@ -55,8 +57,14 @@ def run_study(
     if hosts is None and (insecure or tls is not None):
         raise UsageError(f"--{'insecure' if insecure else 'tls'} is for --hosts")
     security = Security() if hosts is None else _security(tls, insecure=insecure)
-    agents = _read_hosts(hosts, refusal=security.refusal)
-    policy = HostPolicy(wait_hosts, min_hosts, host_limit, security=security)
+    source = None
+    agents: tuple[AgentAddress, ...] | None = None
+    if isinstance(hosts, str | Path):
+        source = parse_source(hosts) if isinstance(hosts, str) else HostsFile(hosts)
+        agents = source.read(refusal=security.refusal)
+    elif hosts is not None:
+        agents = parse_hosts("\n".join(hosts), "hosts", refusal=security.refusal)
+    policy = HostPolicy(wait_hosts, min_hosts, host_limit, source, security)
     policy.check(agents)
     loaded = load(Path(config) if isinstance(config, str) else config, remote=agents is not None)
     if agents is not None:
@@ -191,11 +199,3 @@ def _view(config: StudyConfig, study_id: str, logs: Path, *, show: bool) -> Iter
     console = Console()
     with watch(config.to_spec(study_id), console, logs) as observer:
         yield _View(observer, functools.partial(show_hosts, console=console))
-
-
-def _read_hosts(hosts: str | Path | Iterable[str] | None, *, refusal: str) -> tuple[AgentAddress, ...] | None:
-    if hosts is None:
-        return None
-    if not isinstance(hosts, str | Path):
-        return parse_hosts("\n".join(hosts), "hosts", refusal=refusal)
-    return read_hosts(Path(hosts), refusal=refusal)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,7 @@ from coordinator.agent_link import AgentLink
 from coordinator.domain import Cluster
 from coordinator.errors import HostsError
 from coordinator.fleet import Fleet
+from coordinator.host_sources import HostsFile
 from coordinator.hosts import AgentAddress, HostPolicy, Usable
 from coordinator.patience import Patience
 
@@ -339,9 +341,9 @@ async def test_a_new_host_that_does_not_answer_is_said_once(opened, serve, liste
 
 async def test_a_file_without_news_is_said(opened, serve, listener):
     a = address(await serve("a"), "a")
-    fleet = await opened(a)
+    fleet = await opened(a, policy=HostPolicy(wait=0.0, source=HostsFile(Path("some/hosts"))))
     fleet.change([a])
-    assert listener.notices == ["the hosts file was read again: nothing has changed"]
+    assert listener.notices == ["some/hosts was read again: nothing has changed"]
     assert listener.told == []
 
 
@@ -534,7 +536,7 @@ async def test_heartbeats_go_on_while_a_host_is_looked_at_again(opened, serve, l
 async def rereading(opened, serve, tmp_path):
     """A fleet of a hosts file, that file, and what makes it be read again."""
     again, file = asyncio.Event(), tmp_path / "hosts.txt"
-    policy = HostPolicy(wait=0.0, path=file)
+    policy = HostPolicy(wait=0.0, source=HostsFile(file))
     agent = await serve("a")
     fleet = await opened(AgentAddress(agent.address), policy=policy)
     task = asyncio.create_task(fleet.reread(again))
@@ -576,7 +578,7 @@ async def test_a_wrong_hosts_file_changes_nothing_and_says_why(rereading, listen
 async def waiting(opened, serve, listener, tmp_path):
     """A fleet that waits for one of its two hosts, its file, what makes it be read again, and who answers."""
     again, file = asyncio.Event(), tmp_path / "hosts.txt"
-    policy = HostPolicy(wait=30.0, fewest=2, path=file)
+    policy = HostPolicy(wait=30.0, fewest=2, source=HostsFile(file))
     agent, gone = await serve("a"), AgentAddress(f"unix:{tmp_path}/gone.sock")
     opening = asyncio.create_task(
         opened(AgentAddress(agent.address), gone, policy=policy, follow=False, again=again)
@@ -596,7 +598,7 @@ async def test_the_hosts_file_is_read_again_while_hosts_are_waited_for(waiting, 
         fleet = await opening
     assert fleet.hosts == {other.address: usable(3), agent.address: usable(2)}
     assert list(fleet.links) == list(fleet.hosts)
-    assert "the hosts file was read again: it lists 2" in listener.notices
+    assert f"{file} was read again: it lists 2" in listener.notices
 
 
 async def test_a_wrong_hosts_file_changes_nothing_while_hosts_are_waited_for(waiting, serve, listener):
@@ -608,6 +610,31 @@ async def test_a_wrong_hosts_file_changes_nothing_while_hosts_are_waited_for(wai
     async with asyncio.timeout(10):
         assert len((await opening).hosts) == 2
     assert sum("waiting for host" in notice for notice in listener.notices) == 1  # the wait went on
+
+
+async def test_other_sources_are_read_again_too(opened, serve, listener):
+    class Cloud:
+        listing: Exception | tuple[AgentAddress, ...] = HostsError("ec2:a=b: no running instance")
+
+        def read(self, *, refusal=""):
+            if isinstance(self.listing, Exception):
+                raise self.listing
+            return self.listing
+
+        def __str__(self):
+            return "ec2:a=b"
+
+    again, cloud = asyncio.Event(), Cloud()
+    agent, other = await serve("a"), await serve("b")
+    fleet = await opened(AgentAddress(agent.address), policy=HostPolicy(wait=0.0, source=cloud))
+    task = asyncio.create_task(fleet.reread(again))
+    again.set()
+    await listener.reads("the hosts stay as they are: ec2:a=b: no running instance")
+    cloud.listing = (AgentAddress(agent.address), AgentAddress(other.address))
+    again.set()
+    await listener.hears(("joined", other.address, 2))
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 async def test_two_signals_in_a_row_are_taken_both(rereading, listener):

@@ -28,6 +28,7 @@ from coordinator.domain import (
     Trial,
     TrialState,
 )
+from coordinator.host_sources import HostsFile
 from coordinator.hosts import AgentAddress, HostPolicy, Usable
 from coordinator.instructions import AttemptRecord
 from coordinator.manager import StudyManager
@@ -65,7 +66,7 @@ class Hosts:
         self.reread.set()
 
     def run(self, spec, *agents, fewest=None, **options):
-        policy = HostPolicy(wait=0.0, fewest=fewest, path=self.file)
+        policy = HostPolicy(wait=0.0, fewest=fewest, source=HostsFile(self.file))
         return asyncio.ensure_future(
             self.coordinator.run(spec, *agents, policy=policy, reread=self.reread, **options)
         )

@@ -24,6 +24,7 @@ from coordinator import cli
 from coordinator.config import load
 from coordinator.domain import Notice, Report, StudyState, Trial, TrialState
 from coordinator.errors import ConfigError, HostsError, UsageError
+from coordinator.host_sources import HostsFile
 from coordinator.hosts import AgentAddress, HostPolicy, Usable
 from coordinator.manager import ManagedStudy, ManagerClosedError, StudyManager, Watcher
 from coordinator.search.space import Choice, Float, Int
@@ -407,7 +408,7 @@ async def fleet(agent, tmp_path):
             runs_directory=tmp_path / "runs",
             stop=stop,
             announce=announce,
-            policy=HostPolicy(wait=0.0, path=file),
+            policy=HostPolicy(wait=0.0, source=HostsFile(file)),
             reread=reread,
         )
     )

@@ -17,6 +17,7 @@ from coordinator.announcement import Announcement
 from coordinator.config import load
 from coordinator.domain import Notice, StudyState, Trial, TrialState
 from coordinator.errors import ConfigError, HostsError
+from coordinator.host_sources import HostsFile
 from coordinator.hosts import AgentAddress, HostPolicy
 from coordinator.launch import launch
 from coordinator.link_errors import HostUnreachableError
@@ -312,7 +313,7 @@ async def test_a_follower_goes_on_when_its_host_is_lost_and_leaves(
     agent.script = forever
     other.script = lambda request, task: then_forever("second\n")
     hosts, reread = tmp_path / "hosts.txt", asyncio.Event()
-    policy = HostPolicy(wait=0.0, lost=0.5, path=hosts)
+    policy = HostPolicy(wait=0.0, lost=0.5, source=HostsFile(hosts))
     run = await start(policy=policy, reread=reread, opt_stages=[[10, 1]])
     reader = run.follow(1)
     await reader.has(b"first\n")

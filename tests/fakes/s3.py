@@ -1,17 +1,16 @@
-"""An S3 server of the tests' own: moto's, on a free loopback port."""
+"""An S3 server of the tests' own."""
 
 from __future__ import annotations
 
 import logging
-import os
-import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import fsspec
-from moto.server import ThreadedMotoServer
+
+from tests.fakes.aws import AwsServer
 
 
 class _Requests(logging.Handler):
@@ -29,30 +28,13 @@ class _Requests(logging.Handler):
         return sum(f"{method} {path} " in line for line in self._lines)
 
 
-class S3:
-    """A server with one empty bucket.
-
-    ``environment`` is what a client needs to reach it, ``requests`` what it was asked.
-    """
+class S3(AwsServer):
+    """A server with one empty bucket; ``requests`` is what it was asked."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.requests = _Requests()
-        logging.getLogger("werkzeug").setLevel(logging.INFO)
         logging.getLogger("werkzeug").addHandler(self.requests)
-        self._stopping = threading.Event()
-        self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-        self._server.start()
-        host, port = self._server.get_host_and_port()
-        self.endpoint = f"http://{host}:{port}"
-        self.environment = {
-            "AWS_ENDPOINT_URL": self.endpoint,
-            "AWS_ACCESS_KEY_ID": "an-id",
-            "AWS_SECRET_ACCESS_KEY": "a-secret",
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_EC2_METADATA_DISABLED": "true",
-            "AWS_CONFIG_FILE": os.devnull,
-            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
-        }
         self.files: Any = fsspec.filesystem(
             "s3",
             key="an-id",
@@ -83,24 +65,9 @@ class S3:
         prefix = f"{self.bucket}/{below}/"
         return sorted(name.removeprefix(prefix) for name in self.files.find(prefix))
 
-    def fall_silent(self) -> None:
-        """Takes requests from now on, and does not answer them."""
-        listening: Any = self._server._server
-        answer = listening.app
-
-        def wait(environment: Any, start_response: Any) -> Any:
-            self._stopping.wait(300)
-            return answer(environment, start_response)
-
-        listening.app = wait
-
     def stop(self) -> None:
         """Ends the server; more than once is fine."""
-        self._stopping.set()
-        listening, self._server._server = self._server._server, None
-        if listening is not None:
-            listening.shutdown()
-            listening.server_close()
+        super().stop()
         logging.getLogger("werkzeug").removeHandler(self.requests)
 
 

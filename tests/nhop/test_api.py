@@ -6,6 +6,7 @@ import asyncio
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -80,6 +81,8 @@ def test_unreachable_hosts(tmp_path):
         ({"wait_hosts": -1.0}, "--wait-hosts -1"),
         ({"host_limit": float("nan")}, "--host-limit nan"),
         ({"hosts": None, "min_hosts": 1}, "--min-hosts is for --hosts"),
+        ({"hosts": "ec2:train"}, "--hosts ec2:train: 'train' is not TAG=VALUE"),
+        ({"hosts": Path("ec2:train")}, "ec2:train: the hosts file cannot be read"),
         ({"hosts": None, "insecure": True}, "--insecure is for --hosts"),
     ],
     ids=str,

@@ -9,6 +9,7 @@ import pytest
 
 from coordinator import cli
 from coordinator.config import load
+from coordinator.host_sources import HostsFile
 from coordinator.hosts import HostPolicy
 from nhop.security.client import Security
 
@@ -128,7 +129,7 @@ def test_hosts_off_this_machine_need_consent_and_are_warned_of(capsys):
 
 
 def test_what_is_not_encrypted_is_warned_of(capsys):
-    hosts = HostPolicy(path=Path("hosts.txt"), security=Security())
+    hosts = HostPolicy(source=HostsFile(Path("hosts.txt")), security=Security())
     Path("hosts.txt").write_text("192.0.2.1\n192.0.2.2\n192.0.2.3\n192.0.2.4\nlocalhost\n")
     assert len(cli._read_hosts(hosts)) == 5
     assert capsys.readouterr().err == (
@@ -139,7 +140,7 @@ def test_what_is_not_encrypted_is_warned_of(capsys):
 
 def test_consent_for_hosts_on_this_machine_is_no_reason_to_warn(capsys):
     Path("hosts.txt").write_text("localhost\nunix:a.sock\n")
-    cli._read_hosts(HostPolicy(path=Path("hosts.txt"), security=Security()))
+    cli._read_hosts(HostPolicy(source=HostsFile(Path("hosts.txt")), security=Security()))
     assert capsys.readouterr().err == ""
 
 

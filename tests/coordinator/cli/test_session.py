@@ -21,6 +21,7 @@ import pytest
 from coordinator import cli
 from coordinator.domain import Notice, Stage, StageBudget, Study, StudyState, Trial, TrialCounts, TrialState
 from coordinator.errors import HostsError, StudyFailedError
+from coordinator.host_sources import HostsFile
 from coordinator.hosts import HostPolicy
 from coordinator.runtime import StudyResult
 from nhop.security.client import Security
@@ -82,6 +83,20 @@ def test_a_signal_stops_the_study_in_order(scripted, capsys, number):
     scripted(body)
     assert cli.run([]) == 130
     assert "stopping" in capsys.readouterr().out
+
+
+def test_sigterm_may_come_twice(scripted, capsys):
+    async def body(stop, **_):
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+            await asyncio.wait_for(stop.wait(), 10)
+        for _ in range(20):  # the loop takes the second in one of its next rounds
+            await asyncio.sleep(0)
+        return replace(STUDY, state=StudyState.STOPPED)
+
+    scripted(body)
+    assert cli.run([]) == 130
+    assert capsys.readouterr().out.count("stopping") == 1
 
 
 def test_a_second_signal_ends_at_once_and_leaves_no_socket(tmp_path):
@@ -251,7 +266,7 @@ def test_what_is_about_hosts_is_passed_on(scripted, tmp_path):
     hosts.write_text("localhost:7001\nlocalhost:7002\n")
     options = ["--min-hosts", "1", "--wait-hosts", "5", "--host-limit", "30", "--insecure"]
     assert cli.run(["--hosts", str(hosts), *options]) == 0
-    assert seen["policy"] == HostPolicy(5.0, 1, 30.0, hosts, Security())
+    assert seen["policy"] == HostPolicy(5.0, 1, 30.0, HostsFile(hosts), Security())
 
 
 def test_output_and_hosts_are_passed_on(scripted, tmp_path):
