@@ -21,6 +21,8 @@ from agent.config import AgentConfig, AgentError, ListenAddress, UsageError
 from agent.recovery import recover
 from agent.runtime import ATTEMPTS, Agent
 from agent.service import AgentService
+from nhop._decoding import Decoding
+from nhop._health import Health
 from nhop._listening import bind_error, is_served
 from nhop.v1 import agent_pb2, agent_pb2_grpc
 
@@ -151,8 +153,8 @@ class _StopRequest:
 
 
 async def _start_server(agent: Agent, listen: ListenAddress) -> tuple[grpc.aio.Server, Any, ListenAddress]:
-    server = grpc.aio.server(options=_SERVER_OPTIONS)
-    status = health.aio.HealthServicer()  # type: ignore[attr-defined]  # the stubs do not know it
+    server = grpc.aio.server(options=_SERVER_OPTIONS, interceptors=(Decoding(),))
+    status = Health()
     agent_pb2_grpc.add_AgentServiceServicer_to_server(AgentService(agent), server)
     health_pb2_grpc.add_HealthServicer_to_server(status, server)
     names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
