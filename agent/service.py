@@ -9,17 +9,16 @@ import socket
 import time
 from collections.abc import AsyncIterator, Iterable
 from importlib import metadata
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc
-from google.protobuf.message import Message
-from google.rpc import code_pb2, error_details_pb2, status_pb2
-from grpc_status import rpc_status
+from google.rpc import code_pb2, error_details_pb2
 
 from agent import convert, convert_artifacts, convert_bundles
 from agent.archive import ArchiveError
 from agent.artifacts import CHUNK_BYTES, GivenFile, NoArtifactError, open_artifact
 from agent.bundles import NoBundleError
+from agent.checks import InvalidRequestError
 from agent.config import join_port, usable_cores
 from agent.domain import StreamEvent
 from agent.fences import AttemptOverError
@@ -28,9 +27,10 @@ from agent.logs import LogReader
 from agent.probes import check_all
 from agent.runtime import Agent, NotPreparedError, ShuttingDownError
 from agent.streams import Closed, Subscription
+from nhop._decoding import UndecodableError
+from nhop._refusals import ERROR_DOMAIN, abort, abort_invalid
 from nhop.v1 import agent_pb2, agent_pb2_grpc
 
-ERROR_DOMAIN = "nhop"
 ACCEPTS = "nhop-accepts"
 BATCH_BYTES = 1 << 20
 SUBSCRIBE_SECONDS = 30.0
@@ -123,8 +123,10 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
             self._agent.subscribers.remove(subscription)
             acknowledgements.cancel()
             (error,) = await asyncio.gather(acknowledgements, return_exceptions=True)
-        if isinstance(error, convert.InvalidRequestError):
-            await _abort_invalid(context, error)
+        if isinstance(error, UndecodableError):
+            raise error
+        if isinstance(error, InvalidRequestError):
+            await abort_invalid(context, str(error), error.problems)
         if subscription.closed is Closed.REPLACED:
             await context.abort(grpc.StatusCode.ABORTED, subscription.closed.value)
         elif subscription.closed is not None:
@@ -137,10 +139,10 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
         try:
             async for request in requests:
                 if request.WhichOneof("kind") != "acknowledge":
-                    raise convert.InvalidRequestError([("kind", "must be acknowledge from the second on")])
+                    raise InvalidRequestError([("kind", "must be acknowledge from the second on")])
                 positions = convert.acknowledge_request(request.acknowledge, subscription.study_id)
                 self._agent.acknowledge(subscription.study_id, positions)
-        except convert.InvalidRequestError:
+        except (InvalidRequestError, UndecodableError):
             subscription.close(Closed.INVALID)
             raise
 
@@ -233,7 +235,7 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
 
 
 async def _first(requests: AsyncIterator[agent_pb2.StreamEventsRequest]) -> agent_pb2.Subscribe:
-    problem = convert.InvalidRequestError([("subscribe", "must be the first message")])
+    problem = InvalidRequestError([("subscribe", "must be the first message")])
     try:
         async with asyncio.timeout(SUBSCRIBE_SECONDS):
             request = await anext(requests, None)
@@ -265,20 +267,20 @@ async def _refusals(context: Context) -> AsyncIterator[None]:
     """Turns what the agent refuses into the status that the protocol promises."""
     try:
         yield
-    except convert.InvalidRequestError as error:
-        await _abort_invalid(context, error)
+    except InvalidRequestError as error:
+        await abort_invalid(context, str(error), error.problems)
     except NotEnoughError as error:
         info = error_details_pb2.ErrorInfo(
             reason=error.resource,
             domain=ERROR_DOMAIN,
             metadata={"wanted": f"{error.wanted:g}", "free": f"{error.free:g}"},
         )
-        await _abort(context, code_pb2.RESOURCE_EXHAUSTED, str(error), info)
+        await abort(context, code_pb2.RESOURCE_EXHAUSTED, str(error), info)
     except ArchiveError as error:
-        await _abort_invalid(context, convert.InvalidRequestError([("data", str(error))]))
+        await abort_invalid(context, f"data: {error}", [("data", str(error))])
     except NoBundleError as error:
         info = error_details_pb2.ErrorInfo(reason="BUNDLE", domain=ERROR_DOMAIN)
-        await _abort(context, code_pb2.NOT_FOUND, str(error), info)
+        await abort(context, code_pb2.NOT_FOUND, str(error), info)
     except AttemptOverError as error:
         await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
     except (NotPreparedError, NoArtifactError) as error:
@@ -287,19 +289,3 @@ async def _refusals(context: Context) -> AsyncIterator[None]:
         await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
     except OSError as error:
         await context.abort(grpc.StatusCode.INTERNAL, f"a file of the agent cannot be used: {error}")
-
-
-async def _abort_invalid(context: Context, error: convert.InvalidRequestError) -> NoReturn:
-    violations = [
-        error_details_pb2.BadRequest.FieldViolation(field=field, description=description)
-        for field, description in error.problems
-    ]
-    detail = error_details_pb2.BadRequest(field_violations=violations)
-    await _abort(context, code_pb2.INVALID_ARGUMENT, str(error), detail)
-
-
-async def _abort(context: Context, code: int, message: str, detail: Message) -> NoReturn:
-    status = status_pb2.Status(code=code, message=message)
-    status.details.add().Pack(detail)
-    answer = rpc_status.to_status(status)
-    await context.abort(answer.code, answer.details, answer.trailing_metadata)
