@@ -5,10 +5,11 @@ Left to itself, grpc.aio ends such a call with UNKNOWN and the text of a Python 
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn, Self, cast
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -70,14 +71,28 @@ def _checked(deserialize: Deserializer) -> Deserializer:
     return checked
 
 
+# grpc.aio keeps the error of a refused call with the call, and the frames of the error hold the call and all
+# that was at hand; who does not read a stream to its end leaves a circle, too. Only the garbage collector
+# would end these, and messages of some MiB fill the memory before it comes. Hence what follows lets go of
+# every request. (No context manager could: those of contextlib give errors their frames back.)
+
+
 def _returning(behaviour: Callable[[Any, Context], Awaitable[Any]]) -> Any:
     async def guarded(request: Any, context: Context) -> Any:
         if isinstance(request, _Undecodable):
             await _refuse(context, request.why)
+        requests = _Messages(request) if hasattr(request, "__aiter__") else None
+        work = behaviour(requests or request, context)
+        del request
         try:
-            return await behaviour(_messages(request), context)
+            return await work
         except UndecodableError as error:
             await _refuse(context, str(error))
+        except grpc.aio.AbortError as error:
+            raise _without_frames(error) from None
+        finally:
+            if requests is not None:
+                await requests.close()
 
     return guarded
 
@@ -86,28 +101,48 @@ def _answering(behaviour: Callable[[Any, Context], AsyncIterator[Any]]) -> Any:
     async def guarded(request: Any, context: Context) -> AsyncIterator[Any]:
         if isinstance(request, _Undecodable):
             await _refuse(context, request.why)
-        answers = cast("Any", behaviour(_messages(request), context))
+        requests = _Messages(request) if hasattr(request, "__aiter__") else None
+        answers = cast("Any", behaviour(requests or request, context))
+        del request
         try:
             async for answer in answers:
                 yield answer
         except UndecodableError as error:
             await _refuse(context, str(error))
+        except grpc.aio.AbortError as error:
+            raise _without_frames(error) from None
         finally:
             await answers.aclose()
+            if requests is not None:
+                await requests.close()
 
     return guarded
 
 
-def _messages(request: Any) -> Any:
-    """A single request as it is; those of a stream, until one is none."""
-    return _each(request) if hasattr(request, "__aiter__") else request
+def _without_frames(error: grpc.aio.AbortError) -> grpc.aio.AbortError:
+    error.__context__ = None
+    return error.with_traceback(None)
 
 
-async def _each(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-    async for request in requests:
-        if isinstance(request, _Undecodable):
-            raise UndecodableError(request.why)
-        yield request
+class _Messages:
+    """The requests of a stream; it holds none of them, as a generator would until the next is wanted."""
+
+    def __init__(self, requests: Any) -> None:
+        self._requests = aiter(requests)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Any:
+        message = await anext(self._requests)
+        if isinstance(message, _Undecodable):
+            raise UndecodableError(message.why)
+        return message
+
+    async def close(self) -> None:
+        """Takes no more."""
+        with contextlib.suppress(RuntimeError):  # somebody still waits for the next
+            await self._requests.aclose()
 
 
 async def _refuse(context: Context, why: str) -> NoReturn:

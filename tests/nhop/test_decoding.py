@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
+import time
+import weakref
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, ClassVar
 
 import grpc
 import pytest
@@ -16,8 +20,17 @@ BAD = b"\xff\xff"
 GOOD = b""
 
 
+class AtHand:
+    """Stands for all that a method has at hand; messages cannot be referred to weakly."""
+
+    def __init__(self, seen: list[Any]) -> None:
+        seen.append(weakref.ref(self))
+
+
 class Service(agent_pb2_grpc.AgentServiceServicer):
-    """One method of each arity."""
+    """One method of each arity that grants what it gets, and one that refuses it."""
+
+    seen: ClassVar[list[Any]] = []
 
     async def GetInventory(self, request: Any, context: Any) -> Any:  # noqa: N802
         return agent_pb2.GetInventoryResponse()
@@ -30,9 +43,33 @@ class Service(agent_pb2_grpc.AgentServiceServicer):
             pass
         return agent_pb2.WriteArtifactResponse()
 
+    async def StopAttempt(self, request: Any, context: Any) -> Any:  # noqa: N802
+        at_hand = AtHand(self.seen)
+        await refuse(context)
+        del at_hand
+
+    async def ReadArtifact(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
+        at_hand = AtHand(self.seen)
+        await refuse(context)
+        del at_hand
+        yield
+
+    async def PutBundle(self, request_iterator: Any, context: Any) -> Any:  # noqa: N802
+        async for request in request_iterator:
+            at_hand = AtHand(self.seen)
+            await refuse(context)
+            del at_hand
+
     async def StreamEvents(self, request_iterator: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
         async for _ in request_iterator:
             yield agent_pb2.StreamEventsResponse()
+
+
+async def refuse(context: Any) -> None:
+    try:
+        raise ValueError
+    except ValueError:
+        await context.abort(grpc.StatusCode.NOT_FOUND, "refused")
 
 
 @pytest.fixture
@@ -79,3 +116,21 @@ async def test_what_is_no_message_in_the_middle_of_a_stream_ends_it(channel: grp
 async def test_an_unknown_method_stays_unimplemented(channel: grpc.aio.Channel) -> None:
     code, _, _ = await call(channel, "Nope", GOOD)
     assert code is grpc.StatusCode.UNIMPLEMENTED
+
+
+@pytest.mark.parametrize("method", ["StopAttempt", "ReadArtifact", "PutBundle"])
+async def test_what_is_refused_does_not_stay_in_memory(channel: grpc.aio.Channel, method: str) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        Service.seen.clear()
+        for _ in range(5):
+            code, _, _ = await call(channel, method, GOOD, GOOD)
+            assert code is grpc.StatusCode.NOT_FOUND
+        deadline = time.monotonic() + 10
+        while left := [seen for seen in Service.seen if seen() is not None]:
+            assert time.monotonic() < deadline, left
+            await asyncio.sleep(0.01)
+    finally:
+        gc.enable()
+    assert len(Service.seen) == 5
