@@ -9,7 +9,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Iterable
 from importlib import metadata
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 from google.rpc import code_pb2, error_details_pb2
@@ -33,8 +33,12 @@ from nhop.v1 import agent_pb2, agent_pb2_grpc
 
 ACCEPTS = "nhop-accepts"
 BATCH_BYTES = 1 << 20
-SUBSCRIBE_SECONDS = 30.0
+FIRST_SECONDS = 30.0
+"""How long the first message of a stream is waited for."""
+STALL_SECONDS = 120.0
+"""How long each further piece of a file is waited for; who has gone away is noticed sooner."""
 Context = grpc.aio.ServicerContext[Any, Any]
+Request = TypeVar("Request")
 
 
 class AgentService(agent_pb2_grpc.AgentServiceServicer):
@@ -112,7 +116,7 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
     ) -> AsyncIterator[agent_pb2.StreamEventsResponse]:
         """The events of a study, from where the receiver is."""
         async with _refusals(context):
-            study, positions = convert.subscribe_request(await _first(request_iterator))
+            study, positions = convert.subscribe_request(_subscribe(await _first(request_iterator)))
         subscription = self._agent.subscribe(study, positions)
         acknowledgements = asyncio.create_task(self._acknowledge(request_iterator, subscription))
         try:
@@ -184,11 +188,11 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
     ) -> agent_pb2.WriteArtifactResponse:
         """Keeps a file for an attempt that is about to be started."""
         async with _refusals(context):
-            attempt_id, name, size = convert_artifacts.artifact_header(await anext(request_iterator, None))
+            attempt_id, name, size = convert_artifacts.artifact_header(await _first(request_iterator))
             attempt = self._agent.prepared(attempt_id)
             with GivenFile(attempt.directory.path, name, size) as file:
                 await context.send_initial_metadata(((ACCEPTS, "yes"),))
-                async for request in request_iterator:
+                while (request := await _next(request_iterator, STALL_SECONDS)) is not None:
                     data = convert_artifacts.artifact_piece(request, file.missing)
                     await asyncio.to_thread(file.write, data)
                 convert_artifacts.check_whole(file.missing)
@@ -219,14 +223,14 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
     ) -> agent_pb2.PutBundleResponse:
         """Keeps a folder of code or data for attempts to come."""
         async with _refusals(context):
-            digest, size = convert_bundles.bundle_header(await anext(request_iterator, None))
+            digest, size = convert_bundles.bundle_header(await _first(request_iterator))
             bundles = self._agent.bundles
             if bundles.has(digest):
                 await context.send_initial_metadata(((ACCEPTS, "have"),))
                 return agent_pb2.PutBundleResponse()
             async with bundles.receive(digest, size) as file:
                 await context.send_initial_metadata(((ACCEPTS, "yes"),))
-                async for request in request_iterator:
+                while (request := await _next(request_iterator, STALL_SECONDS)) is not None:
                     data = convert_bundles.bundle_piece(request, file.missing)
                     await asyncio.to_thread(file.write, data)
                 convert_bundles.check_whole(file.missing)
@@ -234,15 +238,30 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
         return agent_pb2.PutBundleResponse()
 
 
-async def _first(requests: AsyncIterator[agent_pb2.StreamEventsRequest]) -> agent_pb2.Subscribe:
-    problem = InvalidRequestError([("subscribe", "must be the first message")])
+class _StalledError(Exception):
+    """The next message of a stream does not come."""
+
+
+async def _next(requests: AsyncIterator[Request], seconds: float) -> Request | None:
+    """The next request of a stream; None at its end."""
     try:
-        async with asyncio.timeout(SUBSCRIBE_SECONDS):
-            request = await anext(requests, None)
+        async with asyncio.timeout(seconds):
+            return await anext(requests, None)
     except TimeoutError:
-        raise problem from None
+        raise _StalledError(f"nothing came for {seconds:g} s: send it again") from None
+
+
+async def _first(requests: AsyncIterator[Request]) -> Request | None:
+    """The first request of a stream; None where none comes."""
+    try:
+        return await _next(requests, FIRST_SECONDS)
+    except _StalledError:
+        return None
+
+
+def _subscribe(request: agent_pb2.StreamEventsRequest | None) -> agent_pb2.Subscribe:
     if request is None or request.WhichOneof("kind") != "subscribe":
-        raise problem
+        raise InvalidRequestError([("subscribe", "must be the first message")])
     return request.subscribe
 
 
@@ -281,6 +300,8 @@ async def _refusals(context: Context) -> AsyncIterator[None]:
     except NoBundleError as error:
         info = error_details_pb2.ErrorInfo(reason="BUNDLE", domain=ERROR_DOMAIN)
         await abort(context, code_pb2.NOT_FOUND, str(error), info)
+    except _StalledError as error:
+        await context.abort(grpc.StatusCode.ABORTED, str(error))
     except AttemptOverError as error:
         await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
     except (NotPreparedError, NoArtifactError) as error:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn, Self, cast
@@ -27,10 +28,16 @@ class _Undecodable:
     why: str
 
 
+def _is_worth_a_line(record: logging.LogRecord) -> bool:
+    """Not so: that a call was over before its status was sent, as after a message that is too large."""
+    return not str(record.msg).startswith("ExecuteBatchError")
+
+
 class Decoding(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
     """Stands before every method of a server."""
 
     def __init__(self) -> None:
+        logging.getLogger("grpc._cython.cygrpc").addFilter(_is_worth_a_line)
         self._guarded: dict[str, tuple[Any, Any]] = {}
 
     async def intercept_service(

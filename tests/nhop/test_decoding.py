@@ -55,7 +55,7 @@ class Service(agent_pb2_grpc.AgentServiceServicer):
         yield
 
     async def PutBundle(self, request_iterator: Any, context: Any) -> Any:  # noqa: N802
-        async for request in request_iterator:
+        async for _ in request_iterator:
             at_hand = AtHand(self.seen)
             await refuse(context)
             del at_hand
