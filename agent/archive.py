@@ -27,6 +27,8 @@ from nhop_models.contract import printable
 
 MAX_NAME_BYTES = 2_000
 MAX_PART_BYTES = 255
+MAX_DEPTH = 200
+"""Folders within each other: what removes them goes as deep as Python can."""
 _CHUNK = 1 << 20
 _HEADER_BYTES = 1 << 20
 """The most that one member's headers may have: tarfile reads long names and the like at once."""
@@ -198,6 +200,8 @@ def _check(member: tarfile.TarInfo, size: int, folder: Path, seen: set[str]) -> 
     encoded = os.fsencode(name)
     if len(encoded) > MAX_NAME_BYTES or any(len(os.fsencode(part)) > MAX_PART_BYTES for part in parts):
         raise _of(name, f"is longer than {MAX_NAME_BYTES} bytes, or {MAX_PART_BYTES} for one part")
+    if len(parts) > MAX_DEPTH:
+        raise _of(name, f"is nested more than {MAX_DEPTH} folders deep")
     if member.issym() or member.islnk():
         raise _of(name, f"is a link (to {_quoted(member.linkname)})")
     if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE) or member.issparse():

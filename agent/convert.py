@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from pathlib import PurePosixPath
-from typing import Any
 
-from google.protobuf import duration_pb2, struct_pb2, timestamp_pb2
-from google.protobuf.message import Message
+from google.protobuf import duration_pb2, timestamp_pb2
 
+from agent.checks import MAX_TASKS, Checker
 from agent.config import join_port
 from agent.domain import (
-    STUDY_ID,
     AttemptEnded,
     AttemptId,
     CheckpointSaved,
@@ -33,105 +31,11 @@ from agent.gpu_pool import FINEST, Gpu, amount_of
 from nhop.v1 import agent_pb2, types_pb2
 from nhop_models.contract import CHECKPOINT_FILE, TaskId, TaskRole, TaskSpec
 
-MAX_TASKS = 1_000
-MAX_PARAMETER_DEPTH = 16
+MAX_PATHS = 100
 MAX_GPUS = 1_000
 MAX_STUDIES = 10_000
 MAX_PROBES = 1_000
-_WHOLE_NUMBERS = 2.0**53  # a double holds every whole number up to here
 _ROLES = {TaskRole.PS: types_pb2.TASK_ROLE_PS, TaskRole.WORKER: types_pb2.TASK_ROLE_WORKER}
-_ROLES_BACK = {number: role for role, number in _ROLES.items()}
-
-
-class InvalidRequestError(ValueError):
-    """A request that breaks the protocol's rules: all that is wrong, by field."""
-
-    def __init__(self, problems: Sequence[tuple[str, str]]) -> None:
-        self.problems = tuple(problems)
-        super().__init__("; ".join(f"{field}: {description}" for field, description in problems))
-
-
-class Checker:
-    """Collects what is wrong with a request."""
-
-    def __init__(self) -> None:
-        self.problems: list[tuple[str, str]] = []
-
-    def require(self, holds: bool, field: str, description: str) -> bool:
-        """Notes a problem unless ``holds``; gives ``holds``."""
-        if not holds:
-            self.problems.append((field, description))
-        return holds
-
-    def finish(self) -> None:
-        """Raises InvalidRequestError where anything was wrong."""
-        if self.problems:
-            raise InvalidRequestError(self.problems)
-
-    # --- parts ------------------------------------------------------------------------------
-
-    def study_id(self, value: str, field: str) -> str:
-        """A study's id."""
-        text = "must be 1 to 64 of [a-z0-9-], a letter or digit first"
-        self.require(STUDY_ID.fullmatch(value) is not None, field, text)
-        return value
-
-    def attempt(self, value: types_pb2.AttemptId, field: str = "attempt") -> AttemptId:
-        """An attempt's id."""
-        self.study_id(value.study_id, f"{field}.study_id")
-        self.require(value.trial >= 1, f"{field}.trial", "must be at least 1")
-        self.require(value.attempt >= 1, f"{field}.attempt", "must be at least 1")
-        return AttemptId(value.study_id, value.trial, value.attempt)
-
-    def task(self, value: types_pb2.TaskId, field: str) -> TaskId:
-        """A task's id."""
-        self.require(value.role in _ROLES_BACK, f"{field}.role", "must be TASK_ROLE_PS or TASK_ROLE_WORKER")
-        self.require(
-            0 <= value.index < MAX_TASKS, f"{field}.index", f"must be at least 0 and below {MAX_TASKS}"
-        )
-        return TaskId(_ROLES_BACK.get(value.role, TaskRole.WORKER), value.index)
-
-    def seconds(self, value: duration_pb2.Duration, field: str) -> float:
-        """A duration that is not negative."""
-        seconds = value.seconds + value.nanos / 1e9
-        self.require(seconds >= 0, field, "must not be negative")
-        return seconds
-
-    def not_negative(self, message: Message, field: str) -> int:
-        """A whole number of the training."""
-        value: int = getattr(message, field)
-        self.require(value >= 0, f"training.{field}", "must not be negative")
-        return value
-
-    def values(self, value: struct_pb2.Struct, field: str) -> dict[str, Any]:
-        """Parameters; numbers that are whole become integers."""
-        return {name: self._plain(each, f"{field}.{name}", 1) for name, each in value.fields.items()}
-
-    def _plain(self, value: struct_pb2.Value, field: str, depth: int) -> Any:
-        if not self.require(depth <= MAX_PARAMETER_DEPTH, field, "is nested too deeply"):
-            return None
-        match value.WhichOneof("kind"):
-            case "number_value":
-                number = value.number_value
-                self.require(math.isfinite(number), field, "must be finite")
-                whole = number.is_integer() and abs(number) < _WHOLE_NUMBERS
-                return int(number) if whole else number
-            case "string_value":
-                return value.string_value
-            case "bool_value":
-                return value.bool_value
-            case "struct_value":
-                fields = value.struct_value.fields
-                return {
-                    name: self._plain(each, f"{field}.{name}", depth + 1) for name, each in fields.items()
-                }
-            case "list_value":
-                return [
-                    self._plain(each, f"{field}[{number}]", depth + 1)
-                    for number, each in enumerate(value.list_value.values)
-                ]
-            case _:
-                return None
 
 
 # --- requests -------------------------------------------------------------------------------
@@ -183,19 +87,20 @@ def start_request(request: agent_pb2.StartAttemptRequest) -> tuple[AttemptId, Ta
         "training.train_tolerance",
         "must be finite, not negative",
     )
-    check.require(training.workers >= 1, "training.workers", "must be at least 1")
-    check.require(training.parameter_servers >= 0, "training.parameter_servers", "must not be negative")
+    check.require(1 <= training.workers <= MAX_TASKS, "training.workers", f"must be 1 to {MAX_TASKS}")
+    some = 0 <= training.parameter_servers <= MAX_TASKS
+    check.require(some, "training.parameter_servers", f"must be 0 to {MAX_TASKS}")
     with_ps = training.parameter_servers > 0
     for field, addresses, count in (
         ("cluster.ps", request.cluster.ps, training.parameter_servers),
         ("cluster.workers", request.cluster.workers, training.workers if with_ps else 0),
     ):
         check.require(len(addresses) == count, field, f"must hold {count} addresses, not {len(addresses)}")
-        for number, address in enumerate(addresses):
-            host, _, port = address.rpartition(":")
-            valid = bool(host) and port.isdecimal() and 0 < int(port) < 65536
-            check.require(valid, f"{field}[{number}]", "must be host:port")
-    for number, path in enumerate(training.python_path):
+        for number, address in enumerate(addresses[:MAX_TASKS]):
+            check.address(address, f"{field}[{number}]")
+    few = len(training.python_path) <= MAX_PATHS
+    check.require(few, "training.python_path", f"must be at most {MAX_PATHS}")
+    for number, path in enumerate(training.python_path[:MAX_PATHS]):
         absolute = PurePosixPath(path).is_absolute() and "\0" not in path
         check.require(absolute, f"training.python_path[{number}]", "must be an absolute path")
     directory = training.working_directory
@@ -264,7 +169,8 @@ def sign_of_life(request: agent_pb2.GetInventoryRequest) -> tuple[tuple[str, ...
     check = Checker()
     many = len(request.study_ids) <= MAX_STUDIES
     check.require(many, "study_ids", f"must be at most {MAX_STUDIES:,}")
-    studies = tuple(check.study_id(study, f"study_ids[{i}]") for i, study in enumerate(request.study_ids))
+    named = enumerate(request.study_ids[:MAX_STUDIES])
+    studies = tuple(check.study_id(study, f"study_ids[{i}]") for i, study in named)
     uptime = check.seconds(request.uptime, "uptime") if request.HasField("uptime") else None
     check.finish()
     return studies, request.incarnation, uptime
@@ -275,11 +181,9 @@ def probes_request(request: agent_pb2.CheckReachRequest) -> list[tuple[str, int,
     check = Checker()
     check.require(len(request.probes) <= MAX_PROBES, "probes", f"must be at most {MAX_PROBES:,}")
     targets = []
-    for number, probe in enumerate(request.probes):
-        host, _, port = probe.address.rpartition(":")
-        valid = bool(host) and port.isdecimal() and 0 < int(port) < 65536
-        if check.require(valid, f"probes[{number}].address", "must be host:port"):
-            targets.append((host.removeprefix("[").removesuffix("]"), int(port), probe.token))
+    for number, probe in enumerate(request.probes[:MAX_PROBES]):
+        host, port = check.address(probe.address, f"probes[{number}].address")
+        targets.append((host.removeprefix("[").removesuffix("]"), port, probe.token))
     check.finish()
     return targets
 

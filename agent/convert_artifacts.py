@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from agent.artifacts import CHUNK_BYTES, GIVEN_FILES, MAX_GIVEN_BYTES
-from agent.convert import Checker, InvalidRequestError
+from agent.checks import Checker, InvalidRequestError
 from agent.domain import AttemptId
 from nhop.v1 import agent_pb2
 from nhop_models.contract import ARTIFACT_NAME

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from agent.artifacts import CHUNK_BYTES
 from agent.bundles import DIGEST, Wanted
-from agent.convert import Checker, InvalidRequestError
+from agent.checks import Checker, InvalidRequestError
 from nhop.v1 import agent_pb2
 
 _DIGEST_RULE = "must be 64 hexadecimal digits in lower case"

@@ -45,6 +45,10 @@ from agent.instructions import ForkTask, Instruction, RecordEvent, ReleaseLease,
 from agent.outcome import fuse
 from nhop_models.contract import FailureKind, TaskId, TaskRole, TaskStatus
 
+FORK_PATIENCE = 1.0
+"""Seconds that each rung of the ladder lasts at least while a task is being forked: the zygote is ended for
+one that does not come, and all who want tasks of this host wait for the next zygote."""
+
 ATTEMPT_TRANSITIONS: Mapping[AttemptState, frozenset[type[Event]]] = {
     AttemptState.PREPARED: frozenset(
         {StartRequested, StopRequested, AgentRestarted, CoordinatorSilent, DeadlineReached}
@@ -300,8 +304,11 @@ class AttemptMachine:
     def _climb(self, task: _Task, rung: Rung, now: float) -> None:
         task.rung = rung
         grace = {Rung.STOP: self._limits.stop_grace, Rung.TERMINATE: self._limits.terminate_grace}.get(rung)
+        forking = task.state is TaskState.FORKING
+        if forking and grace is not None:
+            grace = max(grace, FORK_PATIENCE)
         task.stop_deadline = None if grace is None else now + grace
-        if task.state is TaskState.FORKING:
+        if forking:
             # Where it is too late for that, it is signalled once forked.
             self._out.append(WithdrawFork(task.id, force=rung is Rung.KILL))
         else:

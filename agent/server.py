@@ -22,6 +22,8 @@ from agent.config import AgentConfig, AgentError, ListenAddress, UsageError
 from agent.recovery import recover
 from agent.runtime import ATTEMPTS, Agent
 from agent.service import AgentService
+from nhop._decoding import Decoding
+from nhop._health import Health
 from nhop._listening import bind_error, is_served
 from nhop.security.gate import EVERY_ROLE, Gate, warn
 from nhop.security.handshakes import HandshakeLog
@@ -189,9 +191,10 @@ async def _start_server(agent: Agent, config: AgentConfig) -> tuple[grpc.aio.Ser
     if config.tls is not None:
         gate = Gate(ROLES, warn(logger), agent.owners, Trusted(config.tls))
     server = grpc.aio.server(
-        options=[*_SERVER_OPTIONS, *(LIMITS if others else ())], interceptors=[gate] if others else []
+        options=[*_SERVER_OPTIONS, *(LIMITS if others else ())],
+        interceptors=[Decoding(), gate] if others else [Decoding()],
     )
-    status = health.aio.HealthServicer()  # type: ignore[attr-defined]  # the stubs do not know it
+    status = Health()
     agent_pb2_grpc.add_AgentServiceServicer_to_server(AgentService(agent), server)
     health_pb2_grpc.add_HealthServicer_to_server(status, server)
     names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)

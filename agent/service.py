@@ -9,17 +9,16 @@ import socket
 import time
 from collections.abc import AsyncIterator, Iterable
 from importlib import metadata
-from typing import Any, NoReturn
+from typing import Any, TypeVar
 
 import grpc
-from google.protobuf.message import Message
-from google.rpc import code_pb2, error_details_pb2, status_pb2
-from grpc_status import rpc_status
+from google.rpc import code_pb2, error_details_pb2
 
 from agent import convert, convert_artifacts, convert_bundles
 from agent.archive import ArchiveError
 from agent.artifacts import CHUNK_BYTES, GivenFile, NoArtifactError, open_artifact
 from agent.bundles import NoBundleError
+from agent.checks import InvalidRequestError
 from agent.config import join_port, usable_cores
 from agent.domain import StreamEvent
 from agent.fences import AttemptOverError
@@ -28,13 +27,17 @@ from agent.logs import LogReader
 from agent.probes import check_all
 from agent.runtime import Agent, NotPreparedError, ShuttingDownError
 from agent.streams import Closed, Subscription
+from nhop._refusals import ERROR_DOMAIN, abort, abort_invalid
 from nhop.v1 import agent_pb2, agent_pb2_grpc
 
-ERROR_DOMAIN = "nhop"
 ACCEPTS = "nhop-accepts"
 BATCH_BYTES = 1 << 20
-SUBSCRIBE_SECONDS = 30.0
+FIRST_SECONDS = 30.0
+"""How long the first message of a stream is waited for."""
+STALL_SECONDS = 120.0
+"""How long each further piece of a file is waited for; who has gone away is noticed sooner."""
 Context = grpc.aio.ServicerContext[Any, Any]
+Request = TypeVar("Request")
 
 
 class AgentService(agent_pb2_grpc.AgentServiceServicer):
@@ -114,7 +117,7 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
     ) -> AsyncIterator[agent_pb2.StreamEventsResponse]:
         """The events of a study, from where the receiver is."""
         async with _refusals(context):
-            study, positions = convert.subscribe_request(await _first(request_iterator))
+            study, positions = convert.subscribe_request(_subscribe(await _first(request_iterator)))
         subscription = self._agent.subscribe(study, positions)
         acknowledgements = asyncio.create_task(self._acknowledge(request_iterator, subscription))
         try:
@@ -125,8 +128,8 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
             self._agent.subscribers.remove(subscription)
             acknowledgements.cancel()
             (error,) = await asyncio.gather(acknowledgements, return_exceptions=True)
-        if isinstance(error, convert.InvalidRequestError):
-            await _abort_invalid(context, error)
+        if isinstance(error, InvalidRequestError):
+            await abort_invalid(context, str(error), error.problems)
         if isinstance(error, Exception):
             raise error
         if subscription.closed is Closed.REPLACED:
@@ -141,7 +144,7 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
         try:
             async for request in requests:
                 if request.WhichOneof("kind") != "acknowledge":
-                    raise convert.InvalidRequestError([("kind", "must be acknowledge from the second on")])
+                    raise InvalidRequestError([("kind", "must be acknowledge from the second on")])
                 positions = convert.acknowledge_request(request.acknowledge, subscription.study_id)
                 self._agent.acknowledge(subscription.study_id, positions)
         except Exception:
@@ -186,11 +189,11 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
     ) -> agent_pb2.WriteArtifactResponse:
         """Keeps a file for an attempt that is about to be started."""
         async with _refusals(context):
-            attempt_id, name, size = convert_artifacts.artifact_header(await anext(request_iterator, None))
+            attempt_id, name, size = convert_artifacts.artifact_header(await _first(request_iterator))
             attempt = self._agent.prepared(attempt_id)
             with GivenFile(attempt.directory.path, name, size) as file:
                 await context.send_initial_metadata(((ACCEPTS, "yes"),))
-                async for request in request_iterator:
+                while (request := await _next(request_iterator, STALL_SECONDS)) is not None:
                     data = convert_artifacts.artifact_piece(request, file.missing)
                     await asyncio.to_thread(file.write, data)
                 convert_artifacts.check_whole(file.missing)
@@ -221,14 +224,14 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
     ) -> agent_pb2.PutBundleResponse:
         """Keeps a folder of code or data for attempts to come."""
         async with _refusals(context):
-            digest, size = convert_bundles.bundle_header(await anext(request_iterator, None))
+            digest, size = convert_bundles.bundle_header(await _first(request_iterator))
             bundles = self._agent.bundles
             if bundles.has(digest):
                 await context.send_initial_metadata(((ACCEPTS, "have"),))
                 return agent_pb2.PutBundleResponse()
             async with bundles.receive(digest, size) as file:
                 await context.send_initial_metadata(((ACCEPTS, "yes"),))
-                async for request in request_iterator:
+                while (request := await _next(request_iterator, STALL_SECONDS)) is not None:
                     data = convert_bundles.bundle_piece(request, file.missing)
                     await asyncio.to_thread(file.write, data)
                 convert_bundles.check_whole(file.missing)
@@ -236,15 +239,30 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
         return agent_pb2.PutBundleResponse()
 
 
-async def _first(requests: AsyncIterator[agent_pb2.StreamEventsRequest]) -> agent_pb2.Subscribe:
-    problem = convert.InvalidRequestError([("subscribe", "must be the first message")])
+class _StalledError(Exception):
+    """The next message of a stream does not come."""
+
+
+async def _next(requests: AsyncIterator[Request], seconds: float) -> Request | None:
+    """The next request of a stream; None at its end."""
     try:
-        async with asyncio.timeout(SUBSCRIBE_SECONDS):
-            request = await anext(requests, None)
+        async with asyncio.timeout(seconds):
+            return await anext(requests, None)
     except TimeoutError:
-        raise problem from None
+        raise _StalledError(f"nothing came for {seconds:g} s: send it again") from None
+
+
+async def _first(requests: AsyncIterator[Request]) -> Request | None:
+    """The first request of a stream; None where none comes."""
+    try:
+        return await _next(requests, FIRST_SECONDS)
+    except _StalledError:
+        return None
+
+
+def _subscribe(request: agent_pb2.StreamEventsRequest | None) -> agent_pb2.Subscribe:
     if request is None or request.WhichOneof("kind") != "subscribe":
-        raise problem
+        raise InvalidRequestError([("subscribe", "must be the first message")])
     return request.subscribe
 
 
@@ -269,20 +287,22 @@ async def _refusals(context: Context) -> AsyncIterator[None]:
     """Turns what the agent refuses into the status that the protocol promises."""
     try:
         yield
-    except convert.InvalidRequestError as error:
-        await _abort_invalid(context, error)
+    except InvalidRequestError as error:
+        await abort_invalid(context, str(error), error.problems)
     except NotEnoughError as error:
         info = error_details_pb2.ErrorInfo(
             reason=error.resource,
             domain=ERROR_DOMAIN,
             metadata={"wanted": f"{error.wanted:g}", "free": f"{error.free:g}"},
         )
-        await _abort(context, code_pb2.RESOURCE_EXHAUSTED, str(error), info)
+        await abort(context, code_pb2.RESOURCE_EXHAUSTED, str(error), info)
     except ArchiveError as error:
-        await _abort_invalid(context, convert.InvalidRequestError([("data", str(error))]))
+        await abort_invalid(context, f"data: {error}", [("data", str(error))])
     except NoBundleError as error:
         info = error_details_pb2.ErrorInfo(reason="BUNDLE", domain=ERROR_DOMAIN)
-        await _abort(context, code_pb2.NOT_FOUND, str(error), info)
+        await abort(context, code_pb2.NOT_FOUND, str(error), info)
+    except _StalledError as error:
+        await context.abort(grpc.StatusCode.ABORTED, str(error))
     except AttemptOverError as error:
         await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
     except (NotPreparedError, NoArtifactError) as error:
@@ -291,19 +311,3 @@ async def _refusals(context: Context) -> AsyncIterator[None]:
         await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
     except OSError as error:
         await context.abort(grpc.StatusCode.INTERNAL, f"a file of the agent cannot be used: {error}")
-
-
-async def _abort_invalid(context: Context, error: convert.InvalidRequestError) -> NoReturn:
-    violations = [
-        error_details_pb2.BadRequest.FieldViolation(field=field, description=description)
-        for field, description in error.problems
-    ]
-    detail = error_details_pb2.BadRequest(field_violations=violations)
-    await _abort(context, code_pb2.INVALID_ARGUMENT, str(error), detail)
-
-
-async def _abort(context: Context, code: int, message: str, detail: Message) -> NoReturn:
-    status = status_pb2.Status(code=code, message=message)
-    status.details.add().Pack(detail)
-    answer = rpc_status.to_status(status)
-    await context.abort(answer.code, answer.details, answer.trailing_metadata)

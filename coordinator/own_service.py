@@ -11,6 +11,7 @@ import grpc
 from coordinator.errors import NhopError
 from coordinator.service import SERVER_OPTIONS, Studies, StudyService
 from coordinator.sockets import MAX_SOCKET_PATH, make_private_folder, remove_private_folder
+from nhop._decoding import Decoding
 from nhop.v1 import study_pb2_grpc
 
 SOCKET = "coordinator.sock"
@@ -33,7 +34,7 @@ class OwnService:
         if len(os.fsencode(path)) > MAX_SOCKET_PATH:
             raise NhopError(f"{path}: the path of a socket has at most {MAX_SOCKET_PATH} bytes")
         address = f"unix:{path}"
-        self._server = grpc.aio.server(options=SERVER_OPTIONS)
+        self._server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=(Decoding(),))
         study_pb2_grpc.add_StudyServiceServicer_to_server(StudyService(self._studies), self._server)
         try:
             port = self._server.add_insecure_port(address)

@@ -9,14 +9,12 @@ import os
 import stat
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, Protocol, cast
+from typing import Any, NoReturn, Protocol
 
 import grpc
-from google.protobuf.message import Message
-from google.rpc import code_pb2, error_details_pb2, status_pb2
+from google.rpc import code_pb2, error_details_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from grpc_status import rpc_status
 
 from coordinator import convert
 from coordinator.bundles import Bundles, pack
@@ -41,7 +39,10 @@ from coordinator.runtime import LAST_MOMENT
 from coordinator.sockets import MAX_SOCKET_PATH
 from coordinator.task_logs import LogHostError, NoLogError, parse_task, read_task_log
 from coordinator.waiting import StopSignal, unless_stopped
+from nhop._decoding import Decoding
+from nhop._health import Health
 from nhop._listening import bind_error, is_served
+from nhop._refusals import ERROR_DOMAIN, abort, abort_invalid, cut
 from nhop.security.client import ClientTls
 from nhop.security.gate import EVERY_ROLE, Gate
 from nhop.security.handshakes import HandshakeLog
@@ -49,7 +50,6 @@ from nhop.security.identity import Role
 from nhop.security.server import LIMITS, Trusted, server_credentials
 from nhop.v1 import study_pb2, study_pb2_grpc
 
-ERROR_DOMAIN = "nhop"
 HOST_UNREACHABLE = "HOST_UNREACHABLE"
 """Reason in the ErrorInfo of an UNAVAILABLE that is not the coordinator's own."""
 
@@ -121,13 +121,13 @@ class StudyService(study_pb2_grpc.StudyServiceServicer):
         except ConfigError as error:
             await _refuse(context, error)
         except StudyExistsError as error:
-            await context.abort(grpc.StatusCode.ALREADY_EXISTS, str(error))
+            await context.abort(grpc.StatusCode.ALREADY_EXISTS, cut(str(error)))
         except (HostsError, OneStudyError) as error:
-            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, cut(str(error)))
         except ManagerClosedError as error:
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
         except NhopError as error:
-            await context.abort(grpc.StatusCode.INTERNAL, str(error))
+            await context.abort(grpc.StatusCode.INTERNAL, cut(str(error)))
         return study_pb2.SubmitStudyResponse(study=_study(managed))
 
     async def GetStudy(  # noqa: N802
@@ -216,10 +216,10 @@ class StudyService(study_pb2_grpc.StudyServiceServicer):
                     attempt = convert.attempt_to_pb(part.attempt)
                     yield study_pb2.ReadTaskLogResponse(attempt=attempt, host=part.host, data=part.data)
         except NoLogError as error:
-            await context.abort(grpc.StatusCode.NOT_FOUND, str(error))
+            await context.abort(grpc.StatusCode.NOT_FOUND, cut(str(error)))
         except LogHostError as error:
             info = error_details_pb2.ErrorInfo(reason=HOST_UNREACHABLE, domain=ERROR_DOMAIN)
-            await _abort(context, code_pb2.UNAVAILABLE, str(error), info)
+            await abort(context, code_pb2.UNAVAILABLE, str(error), info)
         except OSError as error:
             await context.abort(grpc.StatusCode.INTERNAL, f"a kept log cannot be read: {error}")
         finally:
@@ -247,7 +247,7 @@ class StudyService(study_pb2_grpc.StudyServiceServicer):
     async def _find(self, study_id: str, context: Context) -> ManagedStudy:
         managed = self._manager.studies.get(study_id)
         if managed is None:
-            message = f"there is no study {study_id!r} since this coordinator was started"
+            message = f"there is no study {cut(study_id, 100)!r} since this coordinator was started"
             await context.abort(grpc.StatusCode.NOT_FOUND, message)
             raise AssertionError
         return managed
@@ -333,7 +333,7 @@ async def serve(
             manager.address = await own.start()
         except (OSError, NhopError) as error:
             announce(f"warning: `nhop-coordinator logs` needs --serve {target} to find a study: {error}")
-        healthy = cast("Any", health).aio.HealthServicer()  # unknown to the stubs
+        healthy = Health()
         health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
         study_pb2_grpc.add_StudyServiceServicer_to_server(StudyService(manager), server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
@@ -362,9 +362,9 @@ async def serve(
 
 def _server(target: str, tls: ClientTls | None, tell: Callable[[str], object]) -> grpc.aio.Server:
     if target.startswith("unix:"):
-        return grpc.aio.server(options=SERVER_OPTIONS)
+        return grpc.aio.server(options=SERVER_OPTIONS, interceptors=(Decoding(),))
     gate = Gate(None, tell) if tls is None else Gate(ROLES, tell, trusted=Trusted(tls.rotation))
-    return grpc.aio.server(options=[*SERVER_OPTIONS, *LIMITS], interceptors=[gate])
+    return grpc.aio.server(options=[*SERVER_OPTIONS, *LIMITS], interceptors=[Decoding(), gate])
 
 
 def _bind(server: grpc.aio.Server, target: str, tls: ClientTls | None) -> None:
@@ -418,17 +418,5 @@ def _study(managed: ManagedStudy) -> study_pb2.Study:
 
 
 async def _refuse(context: Context, error: ConfigError) -> NoReturn:
-    detail = error_details_pb2.BadRequest(
-        field_violations=[
-            error_details_pb2.BadRequest.FieldViolation(field=problem.key, description=problem.message)
-            for problem in error.problems
-        ]
-    )
-    await _abort(context, code_pb2.INVALID_ARGUMENT, str(error), detail)
-
-
-async def _abort(context: Context, code: int, message: str, detail: Message) -> NoReturn:
-    status = status_pb2.Status(code=code, message=message)
-    status.details.add().Pack(detail)
-    answer = rpc_status.to_status(status)
-    await context.abort(answer.code, answer.details, answer.trailing_metadata)
+    problems = [(problem.key, problem.message) for problem in error.problems]
+    await abort_invalid(context, str(error), problems)

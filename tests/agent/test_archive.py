@@ -148,6 +148,7 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {
     "folder and file": (lambda: packed(member("x/y", b"1"), member("x", b"2")), "is a file, and a folder"),
     "long name": (lambda: packed(member("/".join(["n" * 200] * 11))), "longer than"),
     "long part": (lambda: packed(member("n" * 256)), "longer than"),
+    "deep": (lambda: packed(member("/".join("d" * 201))), "nested more than 200"),
     "long name bomb": (lambda: header_bomb(tarfile.GNUTYPE_LONGNAME), "headers"),
     "pax bomb": (lambda: header_bomb(tarfile.XHDTYPE), "headers"),
     "many headers": (many_headers, "headers|damaged"),

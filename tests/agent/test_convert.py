@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from agent.convert import InvalidRequestError, start_request
+from agent.checks import InvalidRequestError
+from agent.convert import start_request
 from nhop.v1 import agent_pb2
 from tests.contract import harness
 

@@ -232,6 +232,16 @@ def test_a_fork_that_is_never_answered_is_withdrawn_by_force_after_the_ladder() 
     assert machine.handle(DeadlineReached(), 15.0) == [WithdrawFork(CHIEF, force=True)]
 
 
+def test_short_graces_do_not_end_a_zygote_that_is_about_to_fork() -> None:
+    machine = AttemptMachine([CHIEF], None)
+    machine.handle(StartRequested(Limits(stop_grace=0.0, terminate_grace=0.0)), 0.0)
+    machine.handle(StopRequested(StopReason.PRUNED), 0.0)
+    assert machine.handle(DeadlineReached(), 0.9) == []
+    machine.handle(DeadlineReached(), 1.0)
+    assert machine.handle(DeadlineReached(), 1.9) == []
+    assert machine.handle(DeadlineReached(), 2.0) == [WithdrawFork(CHIEF, force=True)]
+
+
 def test_at_once_withdraws_forks_by_force() -> None:
     machine = AttemptMachine([CHIEF], None)
     machine.handle(StartRequested(LIMITS), 0.0)
