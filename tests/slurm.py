@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -127,7 +129,7 @@ class Slurm:
             time.sleep(0.05)
 
     def stop(self) -> None:
-        """Ends all jobs and daemons."""
+        """Ends all daemons, and what jobs have left."""
         for daemon in reversed(self._daemons):
             daemon.terminate()
         for daemon in self._daemons:
@@ -136,6 +138,12 @@ class Slurm:
             except subprocess.TimeoutExpired:
                 daemon.kill()
                 daemon.wait()
+        left = [pid for number in range(len(self.names) + 1) for pid in self.network.processes(number)]
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for pid in left:
+            self.wait_for(lambda pid=pid: not Path(f"/proc/{pid}").exists(), f"the end of {pid}")
 
     def _daemon(self, *command: object) -> None:
         log = (self.folder / "daemons.log").open("ab")
