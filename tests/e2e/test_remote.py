@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import sqlite3
 
@@ -156,7 +157,7 @@ def test_a_second_signal_ends_the_copy_at_once(commands, s3, table):
     s3.fall_silent()
     study.terminate()
     commands.wait_for((results(commands) / "summary.json").exists, "the results")
-    study.terminate()
+    study.send_signal(signal.SIGINT)
     study.communicate(timeout=10)
     assert study.returncode == 130
 
