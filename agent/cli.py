@@ -22,6 +22,7 @@ from agent.config import (
     parse_port_range,
     usable_cores,
 )
+from agent.task_user import TaskUser, parse_task_user
 from nhop._process import open_standard_streams, raise_file_limit
 
 if TYPE_CHECKING:
@@ -50,6 +51,20 @@ class _Advertised(click.ParamType[str]):
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         try:
             return parse_advertised(value) if value else ""
+        except ConfigError as error:
+            self.fail(str(error), param, ctx)
+
+
+class _TaskUser(click.ParamType[TaskUser]):
+    name = "user"
+
+    def convert(
+        self, value: str | TaskUser, param: click.Parameter | None, ctx: click.Context | None
+    ) -> TaskUser:
+        if isinstance(value, TaskUser):
+            return value
+        try:
+            return parse_task_user(value)
         except ConfigError as error:
             self.fail(str(error), param, ctx)
 
@@ -109,6 +124,13 @@ class _PortRange(click.ParamType[tuple[int, int]]):
     help="Where attempts are kept; by default ~/.local/state/nhop/agent-PORT (or below XDG_STATE_HOME).",
 )
 @click.option(
+    "--task-user",
+    type=_TaskUser(),
+    metavar="USER",
+    help="Run tasks as this user (a name or a number), which reaches neither the keys nor the records of the "
+    "agent; needs root, or the unit that `nhop-agent install` writes.",
+)
+@click.option(
     "--port-range",
     type=_PortRange(),
     default=DEFAULT_PORTS,
@@ -156,6 +178,7 @@ def main(
     advertise: str,
     slots: int | None,
     state_dir: str | None,
+    task_user: TaskUser | None,
     port_range: tuple[int, int],
     orphan_limit: float,
     abandon_limit: float,
@@ -191,6 +214,7 @@ def main(
         parent_pipe=parent_pipe,
         advertise=advertise,
         tls=_certificate(tls),
+        task_user=task_user,
     )
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING,

@@ -18,10 +18,13 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from agent.background import log_exception
+from agent.bundles import FOLDER as BUNDLES
 from agent.config import AgentConfig, AgentError, ListenAddress, UsageError
 from agent.recovery import recover
 from agent.runtime import ATTEMPTS, Agent
 from agent.service import AgentService
+from agent.task_reach import check_reach
+from agent.task_user import check_task_user
 from nhop._decoding import Decoding
 from nhop._health import Health
 from nhop._listening import bind_error, is_served
@@ -76,6 +79,7 @@ async def run(config: AgentConfig, announce: Callable[[str, int], None]) -> None
         _check_not_served(config.listen)
         stop = _StopRequest(config.parent_pipe)
         agent = Agent(config)
+        _let_tasks_in(agent)
         try:
             agent.start()
         except OSError as error:
@@ -100,6 +104,22 @@ async def run(config: AgentConfig, announce: Callable[[str, int], None]) -> None
             config.listen.path.unlink(missing_ok=True)
         if config.parent_pipe is not None:
             _leave_nothing(config)
+
+
+def _let_tasks_in(agent: Agent) -> None:
+    """Makes what a user of the tasks' own may enter, and sees that it can."""
+    state_dir, user = agent.config.state_dir, agent.places.user
+    check_task_user(user)
+    if user is None:
+        return
+    os.umask(0o022)  # folders decide who reads what is in them
+    try:
+        agent.places.open(state_dir, agent.attempts_dir, state_dir / BUNDLES)
+    except OSError as error:
+        raise UsageError(
+            f"cannot let user {user.name} into {state_dir}: {error.strerror}; choose another --state-dir"
+        ) from error
+    check_reach(user, state_dir, agent.places.of_zygote(os.environ))
 
 
 async def _clean_bundles(agent: Agent) -> None:
