@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
 import fcntl
 import logging
 import os
@@ -20,6 +21,7 @@ from grpc_reflection.v1alpha import reflection
 from agent.background import log_exception
 from agent.bundles import FOLDER as BUNDLES
 from agent.config import AgentConfig, AgentError, ListenAddress, UsageError
+from agent.notify import Notifier
 from agent.recovery import recover
 from agent.runtime import ATTEMPTS, Agent
 from agent.service import AgentService
@@ -73,6 +75,9 @@ async def run(config: AgentConfig, announce: Callable[[str, int], None]) -> None
     ``announce`` is called once with the actual address and the number of GPUs. Raises AgentError where
     it cannot start.
     """
+    notifier = Notifier.from_environment(os.environ)
+    if notifier.watched:
+        faulthandler.enable()  # the watchdog's SIGABRT leaves in the log what the loop was blocked by
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(_own_state_dir(config.state_dir))
         await stack.enter_async_context(_rotating(config.tls))
@@ -90,8 +95,10 @@ async def run(config: AgentConfig, announce: Callable[[str, int], None]) -> None
             recover(agent)
             server, status, address = await _start_server(agent, config)
             announce(str(address), len(list(agent.leases.gpus)))
+            notifier.ready(f"listens on {address}")
             await stop.requested.wait()
             logger.info("shutting down: %s", stop.why)
+            notifier.stopping(f"ends its tasks: {stop.why}")
             await status.enter_graceful_shutdown()
             stop.on_repeat = agent.kill_all
             await agent.shut_down()
@@ -99,6 +106,7 @@ async def run(config: AgentConfig, announce: Callable[[str, int], None]) -> None
         finally:
             await agent.close()
         await server.stop(STREAMS_END_SECONDS)
+        notifier.close()
         stop.close()
         if config.listen.path is not None:
             config.listen.path.unlink(missing_ok=True)
