@@ -31,12 +31,15 @@ if TYPE_CHECKING:
 MAX_SLOTS = 10_000
 
 
-class _Address(click.ParamType[ListenAddress]):
+class Address(click.ParamType[ListenAddress]):
+    """Where an agent listens."""
+
     name = "address"
 
     def convert(
         self, value: str | ListenAddress, param: click.Parameter | None, ctx: click.Context | None
     ) -> ListenAddress:
+        """The address; wrong usage for anything else."""
         if isinstance(value, ListenAddress):
             return value
         try:
@@ -69,12 +72,15 @@ class _TaskUser(click.ParamType[TaskUser]):
             self.fail(str(error), param, ctx)
 
 
-class _PortRange(click.ParamType[tuple[int, int]]):
+class PortRange(click.ParamType[tuple[int, int]]):
+    """The first and the last port, as LOW-HIGH."""
+
     name = "low-high"
 
     def convert(
         self, value: str | tuple[int, int], param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[int, int]:
+        """Both ports; wrong usage for anything else."""
         if isinstance(value, tuple):
             return value
         try:
@@ -86,7 +92,7 @@ class _PortRange(click.ParamType[tuple[int, int]]):
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--listen",
-    type=_Address(),
+    type=Address(),
     required=True,
     help="Where coordinators reach this agent: 127.0.0.1:PORT, [::1]:PORT or unix:/path; with --tls any "
     "address of this machine, 0.0.0.0:PORT or [::]:PORT for all of them.",
@@ -132,7 +138,7 @@ class _PortRange(click.ParamType[tuple[int, int]]):
 )
 @click.option(
     "--port-range",
-    type=_PortRange(),
+    type=PortRange(),
     default=DEFAULT_PORTS,
     show_default="20000-29999",
     help="Ports that tasks may listen on.",

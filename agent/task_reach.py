@@ -83,9 +83,9 @@ def first_closed(path: Path, user: TaskUser) -> Path | None:
 
 
 def _way(path: Path) -> Iterator[Path]:
-    real = Path(os.path.realpath(path))
-    yield from reversed(real.parents)
-    yield real
+    for each in dict.fromkeys((path.absolute(), Path(os.path.realpath(path)))):
+        yield from reversed(each.parents)
+        yield each
 
 
 def _bit(status: os.stat_result, user: TaskUser, *, enter: bool) -> int:
