@@ -90,8 +90,7 @@ def mount(*words: object) -> None:
 def close_the_file_system(root: Path, state: Path, service: dict[str, list[str]]) -> None:
     """ProtectSystem=strict, PrivateTmp=, StateDirectory=, and the users that the service knows."""
     mount("--make-rprivate", "/")
-    for name in ("passwd", "group"):
-        mount("--bind", root / "etc" / name, f"/etc/{name}")
+    mount("-t", "overlay", "-o", f"lowerdir={root}/etc:/etc", "overlay", "/etc")  # users, too
     (name,) = service["StateDirectory"]
     user = pwd.getpwnam(service["User"][0])
     state.mkdir(exist_ok=True)
