@@ -1,8 +1,8 @@
 """Files that go between a coordinator and an attempt: what its tasks left, what it shall begin with.
 
 What a task left was written by the user's code as well as by ours: only regular files of the
-artifacts folder are given out, and no link is followed. A file is opened once, so that a newer one
-of its name which replaces it meanwhile does not tear it.
+artifacts folder are given out, and no link is followed (``agent.left``). A file is opened once, so that
+a newer one of its name which replaces it meanwhile does not tear it.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import contextlib
 import errno
 import os
 import secrets
-import stat
 from pathlib import Path
 from typing import IO
 
 from agent.leases import NotEnoughError
+from agent.left import FLAGS, StrangeFileError, open_left
 from nhop_models.contract import ARTIFACTS_FOLDER, RESTORE_FILE
 
 CHUNK_BYTES = 1 << 20
@@ -24,7 +24,6 @@ MAX_GIVEN_BYTES = 16 << 30
 GIVEN_FILES = (RESTORE_FILE,)
 """Files that a coordinator may give to an attempt."""
 
-_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -35,22 +34,15 @@ class NoArtifactError(Exception):
 def open_artifact(directory: Path, name: str) -> IO[bytes]:
     """Opens a file that a task of the attempt left; NoArtifactError where there is none to give out."""
     try:
-        folder = os.open(directory / ARTIFACTS_FOLDER, _READ | os.O_DIRECTORY)
+        folder = os.open(directory / ARTIFACTS_FOLDER, FLAGS | os.O_DIRECTORY)
         try:
-            # Not blocking: it may be a FIFO, which waits for a writer otherwise.
-            file = os.open(name, _READ | os.O_NONBLOCK, dir_fd=folder)
+            return open_left(name, folder)
         finally:
             os.close(folder)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise NoArtifactError(f"there is no {name}") from error
-    except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENXIO):  # a link, a socket
-            raise NoArtifactError(f"{name} is not a regular file") from error
-        raise
-    if not stat.S_ISREG(os.fstat(file).st_mode):
-        os.close(file)
-        raise NoArtifactError(f"{name} is not a regular file")
-    return os.fdopen(file, "rb", buffering=0)
+    except (StrangeFileError, IsADirectoryError) as error:
+        raise NoArtifactError(f"{name} is not a regular file") from error
 
 
 class GivenFile:

@@ -1,6 +1,6 @@
 """The attempt directory: all that the agent knows of an attempt, in files.
 
-Beside the files that tasks read and write (see ``nhop_models.contract``) the agent keeps::
+Beside the files that tasks read and write (see ``nhop_models.contract``) the agent keeps, for itself::
 
     attempt.json     what was leased, and the limits once it was started (Manifest)
     agent.reports    the agent's own events (EventLog)
@@ -21,15 +21,22 @@ from pathlib import Path
 
 from agent.domain import AttemptId, Limits, TaskLease
 from agent.event_log import FILE_NAME
+from agent.left import open_left
+from agent.task_places import ENTERED, WRITTEN, remove_tree
+from agent.task_user import TaskUser
 from nhop_models.contract import (
     DOORBELL_FILE,
     LEASE_FILE,
+    TASKS_FOLDER,
     FailureKind,
     Outcome,
     TaskId,
     TaskSpec,
     TaskStatus,
+    log_path,
+    outcome_path,
     printable,
+    spool_path,
     write_atomically,
     write_lease,
 )
@@ -38,6 +45,7 @@ logger = logging.getLogger(__name__)
 
 DISCARDED_PREFIX = "."
 MANIFEST_FILE = "attempt.json"
+MAX_OUTCOME_BYTES = 1 << 22
 LOG_TAIL_BYTES = 8 * 1024
 LOG_TAIL_LINES = 30
 
@@ -89,18 +97,28 @@ class Manifest:
 class AttemptDirectory:
     """One attempt's files."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, user: TaskUser | None = None) -> None:
+        """``user``: that of the tasks, where it is not the agent's own."""
         self.path = path
+        self._user = user
         self._doorbell: int | None = None
 
     @classmethod
-    def create(cls, parent: Path, attempt: AttemptId, manifest: Manifest) -> AttemptDirectory:
+    def create(
+        cls, parent: Path, attempt: AttemptId, manifest: Manifest, user: TaskUser | None = None
+    ) -> AttemptDirectory:
         """Makes the directory; OSError where the disk is full, for example, and then leaves nothing."""
-        directory = cls(parent / str(attempt))
+        directory = cls(parent / str(attempt), user)
         directory.path.mkdir(mode=0o700)
+        doorbell, tasks = directory.path / DOORBELL_FILE, directory.path / TASKS_FOLDER
         try:
-            os.mkfifo(directory.path / DOORBELL_FILE, 0o600)
+            os.mkfifo(doorbell, 0o600)
+            tasks.mkdir(mode=0o700)
             directory.write_manifest(manifest)
+            if user is not None:
+                user.let_in(doorbell, 0o620)
+                user.let_in(tasks, WRITTEN)
+                user.let_in(directory.path, ENTERED)
         except OSError:
             directory.delete()
             raise
@@ -113,19 +131,19 @@ class AttemptDirectory:
 
     def spool_path(self, task: TaskId) -> Path:
         """What the task reports."""
-        return self.path / f"{task.file_stem}.reports"
+        return spool_path(self.path, task)
 
     def log_path(self, task: TaskId) -> Path:
         """The task's stdout and stderr."""
-        return self.path / f"{task.file_stem}.log"
+        return log_path(self.path, task)
 
     def outcome_path(self, task: TaskId) -> Path:
         """The task's last word."""
-        return self.path / f"{task.file_stem}.outcome.json"
+        return outcome_path(self.path, task)
 
     def write_manifest(self, manifest: Manifest) -> None:
         """Keeps what a later agent needs to know."""
-        write_atomically(self.path / MANIFEST_FILE, manifest.to_json())
+        write_atomically(self.path / MANIFEST_FILE, manifest.to_json(), 0o600)
 
     def read_manifest(self) -> Manifest:
         """What an earlier agent kept; OSError, ValueError, KeyError or TypeError where it is damaged."""
@@ -166,8 +184,10 @@ class AttemptDirectory:
         One that the system does not let be read is a failure for lack of resources.
         """
         try:
-            return Outcome.read(self.outcome_path(task))
-        except (ValueError, KeyError, TypeError):
+            with open_left(self.outcome_path(task)) as file:
+                text = file.read(MAX_OUTCOME_BYTES)
+            return Outcome.from_json(text.decode())
+        except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
             return None
         except OSError as error:
             message = f"the outcome of {task} could not be read by its agent: {error.strerror}"
@@ -176,7 +196,7 @@ class AttemptDirectory:
     def log_tail(self, task: TaskId) -> str:
         """The last lines of the task's log, as far as it can be read."""
         try:
-            with self.log_path(task).open("rb") as file:
+            with open_left(self.log_path(task)) as file:
                 size = os.fstat(file.fileno()).st_size
                 file.seek(max(0, size - LOG_TAIL_BYTES))
                 data = file.read(LOG_TAIL_BYTES)
@@ -219,4 +239,5 @@ class AttemptDirectory:
 
     def delete(self) -> None:
         """Removes the directory and all in it."""
+        remove_tree(self.path / TASKS_FOLDER, self._user)
         shutil.rmtree(self.path, ignore_errors=True)

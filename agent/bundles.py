@@ -27,6 +27,7 @@ from typing import TypeVar
 from agent.archive import NO_ROOM, ArchiveLimits, too_large, unpack
 from agent.artifacts import GivenFile
 from agent.leases import NotEnoughError
+from agent.task_user import TaskUser
 from nhop_models.contract import TaskSpec, write_atomically
 
 logger = logging.getLogger(__name__)
@@ -59,7 +60,10 @@ class Wanted:
 
 
 class Bundles:
-    """The cache of one agent. ``in_use`` gives the digests that must stay."""
+    """The cache of one agent. ``in_use`` gives the digests that must stay, ``user`` is that of the tasks.
+
+    A user of their own may read bundles, and never write there.
+    """
 
     def __init__(
         self,
@@ -67,7 +71,9 @@ class Bundles:
         in_use: Callable[[], Collection[str]],
         limits: ArchiveLimits | None = None,
         most: int = MAX_CACHE_BYTES,
+        user: TaskUser | None = None,
     ) -> None:
+        self._user = user
         self._folder = folder
         self._in_use = in_use
         self.limits = limits or ArchiveLimits()
@@ -87,6 +93,8 @@ class Bundles:
         for path in self._folder.iterdir():
             if path != mark and (path.name.startswith(_HIDDEN) or not same):
                 _remove(path)
+            elif path != mark:
+                self._let_in(path)
         if not same:
             try:
                 write_atomically(mark, boot)
@@ -152,11 +160,16 @@ class Bundles:
             async with self._filling:
                 if not self.has(digest):  # another upload of the same digest may have been faster
                     await self._make_room(await asyncio.to_thread(_size, folder))
+                    self._let_in(folder)
                     folder.rename(self._folder / digest)
                     self.has(digest)
         finally:
             stopped.set()  # the thread, where it is not through, removes what it has made
             await asyncio.shield(asyncio.to_thread(_remove, folder))
+
+    def _let_in(self, bundle: Path) -> None:
+        if self._user is not None:
+            self._user.let_in(bundle, 0o750)
 
     async def _make_room(self, wanted: int) -> None:
         """Removes what was least recently used until so many bytes may come."""

@@ -22,6 +22,7 @@ from agent.config import (
     parse_port_range,
     usable_cores,
 )
+from agent.task_user import TaskUser, parse_task_user
 from nhop._process import open_standard_streams, raise_file_limit
 
 if TYPE_CHECKING:
@@ -30,12 +31,15 @@ if TYPE_CHECKING:
 MAX_SLOTS = 10_000
 
 
-class _Address(click.ParamType[ListenAddress]):
+class Address(click.ParamType[ListenAddress]):
+    """Where an agent listens."""
+
     name = "address"
 
     def convert(
         self, value: str | ListenAddress, param: click.Parameter | None, ctx: click.Context | None
     ) -> ListenAddress:
+        """The address; wrong usage for anything else."""
         if isinstance(value, ListenAddress):
             return value
         try:
@@ -54,12 +58,29 @@ class _Advertised(click.ParamType[str]):
             self.fail(str(error), param, ctx)
 
 
-class _PortRange(click.ParamType[tuple[int, int]]):
+class _TaskUser(click.ParamType[TaskUser]):
+    name = "user"
+
+    def convert(
+        self, value: str | TaskUser, param: click.Parameter | None, ctx: click.Context | None
+    ) -> TaskUser:
+        if isinstance(value, TaskUser):
+            return value
+        try:
+            return parse_task_user(value)
+        except ConfigError as error:
+            self.fail(str(error), param, ctx)
+
+
+class PortRange(click.ParamType[tuple[int, int]]):
+    """The first and the last port, as LOW-HIGH."""
+
     name = "low-high"
 
     def convert(
         self, value: str | tuple[int, int], param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[int, int]:
+        """Both ports; wrong usage for anything else."""
         if isinstance(value, tuple):
             return value
         try:
@@ -71,7 +92,7 @@ class _PortRange(click.ParamType[tuple[int, int]]):
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--listen",
-    type=_Address(),
+    type=Address(),
     required=True,
     help="Where coordinators reach this agent: 127.0.0.1:PORT, [::1]:PORT or unix:/path; with --tls any "
     "address of this machine, 0.0.0.0:PORT or [::]:PORT for all of them.",
@@ -109,8 +130,15 @@ class _PortRange(click.ParamType[tuple[int, int]]):
     help="Where attempts are kept; by default ~/.local/state/nhop/agent-PORT (or below XDG_STATE_HOME).",
 )
 @click.option(
+    "--task-user",
+    type=_TaskUser(),
+    metavar="USER",
+    help="Run tasks as this user (a name or a number), which reaches neither the keys nor the records of the "
+    "agent; needs root, or the unit that `nhop-agent install` writes.",
+)
+@click.option(
     "--port-range",
-    type=_PortRange(),
+    type=PortRange(),
     default=DEFAULT_PORTS,
     show_default="20000-29999",
     help="Ports that tasks may listen on.",
@@ -156,6 +184,7 @@ def main(
     advertise: str,
     slots: int | None,
     state_dir: str | None,
+    task_user: TaskUser | None,
     port_range: tuple[int, int],
     orphan_limit: float,
     abandon_limit: float,
@@ -191,6 +220,7 @@ def main(
         parent_pipe=parent_pipe,
         advertise=advertise,
         tls=_certificate(tls),
+        task_user=task_user,
     )
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING,

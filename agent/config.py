@@ -15,6 +15,7 @@ from agent.gpus import GpuInventory, NvmlInventory
 from nhop._listening import is_loopback
 
 if TYPE_CHECKING:
+    from agent.task_user import TaskUser
     from nhop.security.rotation import Rotation
 
 DEFAULT_PORTS = (20000, 29999)  # below the ephemeral range of Linux, which begins at 32768
@@ -169,7 +170,8 @@ class AgentConfig:
     ``gpu_release_limit`` after its end is quarantined. ``parent_pipe``: the agent ends when this
     descriptor does. ``advertise``: where tasks of other hosts reach those of this one; empty: at the
     address at which the agent listens, or where that is every interface, the first of its certificate.
-    ``tls``: the agent's certificate; None: without TLS.
+    ``tls``: the agent's certificate; None: without TLS. ``task_user``: whom the tasks run as; None: the
+    agent's own user.
     """
 
     listen: ListenAddress
@@ -183,6 +185,7 @@ class AgentConfig:
     parent_pipe: int | None = None
     advertise: str = ""
     tls: Rotation | None = None
+    task_user: TaskUser | None = None
     zygote_command: tuple[str, ...] = field(default_factory=default_zygote_command)
     gpus: GpuInventory = field(default_factory=NvmlInventory)
     bundle_limits: ArchiveLimits = field(default_factory=ArchiveLimits)

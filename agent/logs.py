@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator, Iterator
+from typing import IO
 
 from agent.attempt import Attempt
 from agent.attempts import AttemptDirectory
 from agent.domain import AgentEvent, AttemptEnded, AttemptId, TaskEnded
 from agent.leases import NotEnoughError
+from agent.left import open_left
 from nhop_models.contract import TaskId
 
 CHUNK_BYTES = 1 << 16
@@ -31,7 +33,7 @@ class LogReader:
     def __init__(self, directory: AttemptDirectory, task: TaskId, offset: int = 0) -> None:
         self._directory = directory
         self._task = task
-        self._file: int | None = None
+        self._file: IO[bytes] | None = None
         self._place = 0
         self.open()
         self._place = max(0, self.size + offset) if offset < 0 else offset
@@ -39,18 +41,18 @@ class LogReader:
     @property
     def size(self) -> int:
         """Bytes of the log as it is now."""
-        return 0 if self._file is None else os.fstat(self._file).st_size
+        return 0 if self._file is None else os.fstat(self._file.fileno()).st_size
 
     def open(self) -> None:
         """Opens the log if it is there now."""
         if self._file is None:
             with contextlib.suppress(FileNotFoundError):
-                self._file = os.open(self._directory.log_path(self._task), os.O_RDONLY | os.O_CLOEXEC)
+                self._file = open_left(self._directory.log_path(self._task))
 
     def close(self) -> None:
         """Closes the log."""
         if self._file is not None:
-            os.close(self._file)
+            self._file.close()
             self._file = None
 
     async def read(self, end: int | None = None) -> bytes:
@@ -65,7 +67,7 @@ class LogReader:
         length = CHUNK_BYTES if end is None else min(CHUNK_BYTES, end - self._place)
         if length <= 0 or self.size <= self._place:
             return b""
-        data = await asyncio.to_thread(os.pread, self._file, length, self._place)
+        data = await asyncio.to_thread(os.pread, self._file.fileno(), length, self._place)
         self._place += len(data)
         return data
 
@@ -73,10 +75,10 @@ class LogReader:
         """Whether the task was forked anew, and writes another file."""
         assert self._file is not None
         try:
-            now = self._directory.log_path(self._task).stat()
+            now = self._directory.log_path(self._task).lstat()
         except FileNotFoundError:
             return False
-        return not os.path.samestat(now, os.fstat(self._file))
+        return not os.path.samestat(now, os.fstat(self._file.fileno()))
 
 
 class Follower:

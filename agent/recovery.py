@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 def recover(agent: Agent) -> None:
     """Takes over every attempt directory; to be called once, before the agent serves."""
     for path in sorted(agent.attempts_dir.iterdir()):
-        directory = AttemptDirectory(path)
+        directory = AttemptDirectory(path, agent.places.user)
         if path.name.startswith(DISCARDED_PREFIX):
             directory.delete()
             continue

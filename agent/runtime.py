@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+import os
 import random
 import signal
 import time
@@ -56,15 +57,14 @@ from agent.rounds import Rounds
 from agent.spool import SpoolReader
 from agent.streams import Positions, Subscription
 from agent.subscribers import Subscribers
+from agent.task_places import TaskPlaces
 from agent.zygote import ForkRequest, Zygote
-from nhop_models.contract import CACHE_VARIABLE, TaskId, TaskSpec
+from nhop_models.contract import FailureKind, TaskId, TaskSpec
 
 logger = logging.getLogger(__name__)
 
 ATTEMPTS = "attempts"
 """Folder of the attempt directories in the state directory."""
-FETCHED = "fetched"
-"""Folder there of what tasks fetched from URLs: it outlives them."""
 
 
 class NotPreparedError(Exception):
@@ -98,10 +98,19 @@ class Agent:
         self.rounds = Rounds(self)
         self._idle = asyncio.Event()
         self._shutting_down = False
-        self.zygote = Zygote(config.zygote_command, config.state_dir / "zygote.log", self)
+        self.places = TaskPlaces(config.state_dir, config.task_user)
+        self.zygote = Zygote(
+            self.places.command(config.zygote_command),
+            config.state_dir / "zygote.log",
+            self,
+            self.places.of_zygote(os.environ),
+            self.places.umask,
+        )
         self.processes = Processes(self._process_exited, self.zygote.replace, self._own_children)
         self.gpus = GpuWatch(config.gpus, self.leases.gpus, config.gpu_release_limit, self.processes.strays)
-        self.bundles = Bundles(config.state_dir / BUNDLES, self.bundles_in_use, config.bundle_limits)
+        self.bundles = Bundles(
+            config.state_dir / BUNDLES, self.bundles_in_use, config.bundle_limits, user=config.task_user
+        )
 
     # --- life -------------------------------------------------------------------------------
 
@@ -167,7 +176,7 @@ class Agent:
         leases = self.leases.lease(attempt_id, requirements)
         manifest = Manifest(leases, owner=self.owners.of(attempt_id.study_id))
         try:
-            directory = AttemptDirectory.create(self.attempts_dir, attempt_id, manifest)
+            directory = AttemptDirectory.create(self.attempts_dir, attempt_id, manifest, self.places.user)
         except OSError as error:
             self.leases.release(attempt_id)
             raise no_room(attempt_id, error) from error
@@ -210,6 +219,7 @@ class Agent:
         threads = share.threads(manifest.leases, usable_cores(), self.leases.slots)
         spec = dataclasses.replace(spec, threads=threads)
         try:
+            self.places.furnish(attempt_id)
             attempt.directory.write_spec(spec)
             attempt.renew_lease(limits.without_agent(self.config.orphan_limit), self._loop.time())
             attempt.directory.write_manifest(manifest)
@@ -305,7 +315,11 @@ class Agent:
         self.subscribers.forget(attempt.id)
         self.followers.forget(attempt.id)
         attempt.directory.discard()
-        self._spawn(asyncio.to_thread(attempt.directory.delete))
+        self._spawn(asyncio.to_thread(self._delete, attempt))
+
+    def _delete(self, attempt: Attempt) -> None:
+        attempt.directory.delete()
+        self.places.clear(attempt.id)
 
     def watch_process(self, attempt: Attempt, task: TaskId, pid: int, *, adopted: bool) -> None:
         """A process is a task of an attempt from now on."""
@@ -324,8 +338,7 @@ class Agent:
         match instruction:
             case ForkTask():
                 lease = attempt.manifest.lease(instruction.task)
-                cache = {CACHE_VARIABLE: str(self.config.state_dir / FETCHED)}
-                environment = share.environment(lease) | cache
+                environment = share.environment(lease) | self.places.of_attempt(attempt.id)
                 request = ForkRequest(attempt.id, instruction.task, attempt.directory.path, environment)
                 attempt.first_records[instruction.task] = SpoolReader(
                     attempt.directory.spool_path(instruction.task)
@@ -400,6 +413,13 @@ class Agent:
     def task_forked(self, request: ForkRequest, pid: int, start_ticks: int) -> None:
         """From the zygote: a task lives."""
         attempt = self.attempts[request.attempt]
+        if self.places.user is not None and not self.places.user.owns(pid):
+            # A task that has got hold of the zygote would have us signal whatever it names.
+            message = f"the zygote named process {pid}, which is no task of its, for {request.task}"
+            logger.error("%s; it is replaced", message)
+            self.zygote.replace()
+            self.feed(attempt, TaskForkFailed(request.task, Failure(FailureKind.INTERNAL, message)))
+            return
         self.watch_process(attempt, request.task, pid, adopted=False)
         self.feed(attempt, TaskForked(request.task, pid, start_ticks))
         self._look_for_ready(attempt)  # it may have rung before its fork was told

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
 import fcntl
 import logging
 import os
@@ -18,10 +19,14 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from agent.background import log_exception
+from agent.bundles import FOLDER as BUNDLES
 from agent.config import AgentConfig, AgentError, ListenAddress, UsageError
+from agent.notify import Notifier
 from agent.recovery import recover
 from agent.runtime import ATTEMPTS, Agent
 from agent.service import AgentService
+from agent.task_reach import check_reach
+from agent.task_user import check_task_user
 from nhop._decoding import Decoding
 from nhop._health import Health
 from nhop._listening import bind_error, is_served
@@ -70,12 +75,16 @@ async def run(config: AgentConfig, announce: Callable[[str, int], None]) -> None
     ``announce`` is called once with the actual address and the number of GPUs. Raises AgentError where
     it cannot start.
     """
+    notifier = Notifier.from_environment(os.environ)
+    if notifier.watched:
+        faulthandler.enable()  # the watchdog's SIGABRT leaves in the log what the loop was blocked by
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(_own_state_dir(config.state_dir))
         await stack.enter_async_context(_rotating(config.tls))
         _check_not_served(config.listen)
         stop = _StopRequest(config.parent_pipe)
         agent = Agent(config)
+        _let_tasks_in(agent)
         try:
             agent.start()
         except OSError as error:
@@ -86,8 +95,10 @@ async def run(config: AgentConfig, announce: Callable[[str, int], None]) -> None
             recover(agent)
             server, status, address = await _start_server(agent, config)
             announce(str(address), len(list(agent.leases.gpus)))
+            notifier.ready(f"listens on {address}")
             await stop.requested.wait()
             logger.info("shutting down: %s", stop.why)
+            notifier.stopping(f"ends its tasks: {stop.why}")
             await status.enter_graceful_shutdown()
             stop.on_repeat = agent.kill_all
             await agent.shut_down()
@@ -95,11 +106,28 @@ async def run(config: AgentConfig, announce: Callable[[str, int], None]) -> None
         finally:
             await agent.close()
         await server.stop(STREAMS_END_SECONDS)
+        notifier.close()
         stop.close()
         if config.listen.path is not None:
             config.listen.path.unlink(missing_ok=True)
         if config.parent_pipe is not None:
             _leave_nothing(config)
+
+
+def _let_tasks_in(agent: Agent) -> None:
+    """Makes what a user of the tasks' own may enter, and sees that it can."""
+    state_dir, user = agent.config.state_dir, agent.places.user
+    check_task_user(user)
+    if user is None:
+        return
+    os.umask(0o022)  # folders decide who reads what is in them
+    try:
+        agent.places.open(state_dir, agent.attempts_dir, state_dir / BUNDLES)
+    except OSError as error:
+        raise UsageError(
+            f"cannot let user {user.name} into {state_dir}: {error.strerror}; choose another --state-dir"
+        ) from error
+    check_reach(user, state_dir, agent.places.of_zygote(os.environ))
 
 
 async def _clean_bundles(agent: Agent) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from agent.domain import CheckpointSaved, Report, SpoolEvent, TaskReady
+from agent.left import StrangeFileError, open_left
 from nhop_models.contract import MAX_RECORD_BYTES, Record, RecordKind, decode_records
 
 logger = logging.getLogger(__name__)
@@ -53,10 +55,12 @@ class SpoolReader:
 
     def _read_chunk(self, limit: int, found: list[tuple[int, float, SpoolEvent]], size: int) -> None:
         try:
-            with self._path.open("rb") as file:
-                file.seek(self._offset)
-                data = file.read(size)
+            with open_left(self._path) as file:
+                data = os.pread(file.fileno(), size, self._offset)
         except FileNotFoundError:
+            return
+        except StrangeFileError as error:
+            self._give_up(str(error.strerror))
             return
         try:
             for record, end in self._records(data):
@@ -74,7 +78,7 @@ class SpoolReader:
 
     def _unread_bytes(self) -> int:
         with contextlib.suppress(FileNotFoundError):
-            return self._path.stat().st_size - self._offset
+            return self._path.lstat().st_size - self._offset
         return 0
 
     def _give_up(self, why: str) -> None:

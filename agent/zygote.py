@@ -22,7 +22,7 @@ import signal
 import socket
 import subprocess
 from collections import OrderedDict
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -77,11 +77,23 @@ class ZygoteObserver(Protocol):
 class Zygote:
     """The zygote of an agent, one process after the other."""
 
-    def __init__(self, command: Sequence[str], log_path: Path, observer: ZygoteObserver) -> None:
-        """``command`` is given ``--fd N``; its output goes to ``log_path``."""
+    def __init__(
+        self,
+        command: Sequence[str],
+        log_path: Path,
+        observer: ZygoteObserver,
+        environment: Mapping[str, str] | None = None,
+        umask: int = -1,
+    ) -> None:
+        """``command`` is given ``--fd N``; its output goes to ``log_path``.
+
+        ``environment`` None: this process's; ``umask`` as for ``subprocess.Popen``.
+        """
         self._loop = asyncio.get_running_loop()
         self._command = tuple(command)
         self._log_path = log_path
+        self._environment = environment
+        self._umask = umask
         self._observer = observer
         self._waiting: OrderedDict[int, ForkRequest] = OrderedDict()  # not sent
         self._sent: OrderedDict[int, ForkRequest] = OrderedDict()  # not answered
@@ -122,6 +134,8 @@ class Zygote:
                     stderr=log,
                     pass_fds=(theirs.fileno(),),
                     start_new_session=True,
+                    env=self._environment,
+                    umask=self._umask,
                 )
             try:
                 self._pidfd = os.pidfd_open(self._process.pid)
@@ -355,7 +369,8 @@ class Zygote:
         with contextlib.suppress(FileNotFoundError):
             if self._log_path.stat().st_size > _LOG_BYTES:
                 self._log_path.unlink()
-        return self._log_path.open("ab")
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+        return os.fdopen(os.open(self._log_path, flags, 0o600), "ab")
 
     def _log_tail(self) -> str:
         try:

@@ -36,7 +36,7 @@ class Network:
 
     def __init__(self, hosts: int) -> None:
         self._mark = f"nhop-{uuid.uuid4().hex[:6]}"
-        self._router = f"{self._mark}-r"
+        self.router = f"{self._mark}-r"
         self.home = f"{self._mark}-0"
         self.namespaces = [self.home, *(f"{self._mark}-{number}" for number in range(1, hosts + 1))]
 
@@ -44,14 +44,14 @@ class Network:
     def made(self) -> Iterator[Network]:
         """The network, for the time of the context."""
         try:
-            run("ip", "netns", "add", self._router)
-            run("ip", "-n", self._router, "link", "set", "lo", "up")
-            run("ip", "netns", "exec", self._router, "sysctl", "-qw", "net.ipv4.ip_forward=1")
+            run("ip", "netns", "add", self.router)
+            run("ip", "-n", self.router, "link", "set", "lo", "up")
+            run("ip", "netns", "exec", self.router, "sysctl", "-qw", "net.ipv4.ip_forward=1")
             for number, name in enumerate(self.namespaces):
                 self._add(number, name)
             yield self
         finally:
-            for name in (*self.namespaces, self._router):
+            for name in (*self.namespaces, self.router):
                 subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
 
     def _add(self, number: int, name: str) -> None:
@@ -60,7 +60,7 @@ class Network:
         run(
             "ip",
             "-n",
-            self._router,
+            self.router,
             "link",
             "add",
             outer,
@@ -72,8 +72,8 @@ class Network:
             "netns",
             name,
         )
-        run("ip", "-n", self._router, "addr", "add", f"10.77.{number}.1/24", "dev", outer)
-        run("ip", "-n", self._router, "link", "set", outer, "up")
+        run("ip", "-n", self.router, "addr", "add", f"10.77.{number}.1/24", "dev", outer)
+        run("ip", "-n", self.router, "link", "set", outer, "up")
         run("ip", "-n", name, "addr", "add", f"{self.address(number)}/24", "dev", inner)
         run("ip", "-n", name, "link", "set", inner, "up")
         run("ip", "-n", name, "link", "set", "lo", "up")
@@ -110,7 +110,7 @@ class Network:
     def heal(self, number: int) -> None:
         """Ends all cuts of a host."""
         for priority in (100 + number, 200 + number):
-            command = ["ip", "-n", self._router, "rule", "del", "prio", str(priority)]
+            command = ["ip", "-n", self.router, "rule", "del", "prio", str(priority)]
             subprocess.run(command, capture_output=True, check=False)
 
     def filter_task_ports(self, number: int) -> None:
@@ -121,7 +121,7 @@ class Network:
         )
 
     def _rule(self, *words: object) -> None:
-        run("ip", "-n", self._router, "rule", *words, "blackhole")
+        run("ip", "-n", self.router, "rule", *words, "blackhole")
 
     def processes(self, number: int) -> list[int]:
         """The processes on a host."""

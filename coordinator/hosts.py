@@ -13,6 +13,7 @@ from typing import Protocol
 from coordinator.domain import Cluster
 from coordinator.errors import HostsError, UsageError
 from coordinator.wording import some
+from nhop._hosts_file import lines_of, split_address
 from nhop._listening import is_loopback
 from nhop.security.client import Security
 
@@ -141,10 +142,7 @@ def parse_hosts(text: str, source: str, *, refusal: str = NEEDS_TLS) -> tuple[Ag
     addresses: list[AgentAddress] = []
     problems: list[str] = []
     lines: dict[str, int] = {}
-    for number, line in enumerate(text.splitlines(), start=1):
-        words = re.split(r"(?:^|\s)#", line, maxsplit=1)[0].split()
-        if not words:
-            continue
+    for number, words in lines_of(text):
         try:
             address = parse_line(words, refusal=refusal)
         except ValueError as error:
@@ -172,10 +170,8 @@ def parse_address(text: str, *, refusal: str = NEEDS_TLS, wildcard: bool = False
         if not text.removeprefix("unix:"):
             raise ValueError(f"{text!r} has no path; write unix:/path/to/socket")
         return text
-    match = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]]+)(?::([^:]*))?", text)
-    if match is None:
-        raise ValueError(f"{text!r} is not host[:port]; an IPv6 address is written in brackets: [::1]:7001")
-    host, port = match[1], match[2] if match[2] is not None else str(DEFAULT_PORT)
+    host, given = split_address(text)
+    port = str(DEFAULT_PORT) if given is None else given
     if not re.fullmatch(r"[0-9]{1,5}", port) or not 1 <= int(port) <= 65535:
         raise ValueError(f"the port of {text!r} must be a number from 1 to 65535")
     bare = host.strip("[]")

@@ -5,16 +5,18 @@ the files of the attempt directory, and by the agent, which reads them.
 
 The attempt directory holds::
 
-    spec.json             what to train (TaskSpec); written by the agent before the first fork
-    doorbell              a FIFO: a task writes a byte after each record, so that the agent reads at once
-    lease                 until when the tasks may run without a living agent (write_lease)
-    <task>.reports        the spool: framed, checksummed records, append-only (SpoolWriter, decode_records)
-    <task>.log            stdout and stderr
-    <task>.outcome.json   the task's last word, written atomically (Outcome)
-    artifacts/            files of the chief for the coordinator: model, predictions, newest checkpoint
-    restore.npz           the checkpoint from which the chief goes on, where there is one
+    spec.json                   what to train (TaskSpec); written by the agent before the first fork
+    doorbell                    a FIFO: a task writes a byte after each record: the agent reads at once
+    lease                       until when the tasks may run without a living agent (write_lease)
+    restore.npz                 the checkpoint from which the chief goes on, where there is one
+    tasks/                      all that tasks write, and nothing else:
+    tasks/<task>.reports        the spool: framed, checksummed records, append-only (SpoolWriter)
+    tasks/<task>.log            stdout and stderr
+    tasks/<task>.outcome.json   the task's last word, written atomically (Outcome)
+    tasks/artifacts/            files of the chief for the coordinator: model, predictions, checkpoint
 
-where ``<task>`` is the task's name with a dash: ``ps-0``, ``worker-1``.
+where ``<task>`` is the task's name with a dash: ``ps-0``, ``worker-1``. The tasks may run as another
+user than the agent: then they can write in ``tasks/`` alone, and the agent writes nothing there.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ from typing import Any
 SPEC_FILE = "spec.json"
 DOORBELL_FILE = "doorbell"
 LEASE_FILE = "lease"
-ARTIFACTS_FOLDER = "artifacts"
+TASKS_FOLDER = "tasks"
+ARTIFACTS_FOLDER = f"{TASKS_FOLDER}/artifacts"
 MODEL_FILE = "model.keras"
 PREDICTIONS_FILE = "predictions.npz"
 CHECKPOINT_FILE = "checkpoint.npz"
@@ -109,6 +112,21 @@ class TaskId:
         return f"{self.role.value}/{self.index}"
 
 
+def spool_path(directory: Path, task: TaskId) -> Path:
+    """Where a task of the attempt directory reports."""
+    return directory / TASKS_FOLDER / f"{task.file_stem}.reports"
+
+
+def log_path(directory: Path, task: TaskId) -> Path:
+    """Where stdout and stderr of a task of the attempt directory go."""
+    return directory / TASKS_FOLDER / f"{task.file_stem}.log"
+
+
+def outcome_path(directory: Path, task: TaskId) -> Path:
+    """Where the last word of a task of the attempt directory stands."""
+    return directory / TASKS_FOLDER / f"{task.file_stem}.outcome.json"
+
+
 MAX_MESSAGE = 1000
 MAX_DETAIL = 8192
 """Characters of what is told of a failure: its message and its traceback or log."""
@@ -156,9 +174,13 @@ class Outcome:
         Raises ValueError where the file is damaged.
         """
         try:
-            text = path.read_text()
+            return cls.from_json(path.read_text())
         except FileNotFoundError:
             return None
+
+    @classmethod
+    def from_json(cls, text: str) -> Outcome:
+        """From what ``write`` wrote; ValueError, KeyError or TypeError where it is damaged."""
         data = json.loads(text)
         data["status"] = TaskStatus(data["status"])
         data["message"] = printable(data["message"])[:MAX_MESSAGE]
@@ -295,7 +317,7 @@ class SpoolWriter:
 
     def __init__(self, directory: Path, task: TaskId) -> None:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
-        self._file = os.open(directory / f"{task.file_stem}.reports", flags, 0o600)
+        self._file = os.open(spool_path(directory, task), flags, 0o660)
         self._doorbell = directory / DOORBELL_FILE
         self._bell: int | None = None
 
@@ -351,11 +373,13 @@ def printable(text: str) -> str:
     return "".join(c if c in "\n\t" or c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replaces a file at once: readers see the old or the new text, never a part."""
+def write_atomically(path: Path, text: str, mode: int = 0o666) -> None:
+    """Replaces a file at once: readers see the old or the new text, never a part. ``mode`` is of ``open``."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
         temporary.replace(path)
     except OSError:
         temporary.unlink(missing_ok=True)

@@ -64,7 +64,7 @@ class Checkpoints:
 
     def _write(self, values: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]]) -> int:
         folder = self._task.directory / ARTIFACTS_FOLDER
-        folder.mkdir(mode=0o700, exist_ok=True)
+        folder.mkdir(mode=0o770, exist_ok=True)
         new = folder / f".{CHECKPOINT_FILE}"
         try:
             with new.open("wb") as file:

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from nhop_models.base import NNModel
-from nhop_models.contract import ARTIFACTS_FOLDER, MODEL_FILE, PREDICTIONS_FILE
+from nhop_models.contract import ARTIFACTS_FOLDER, MODEL_FILE, PREDICTIONS_FILE, TASKS_FOLDER
 from nhop_models.runtime.failures import first_line
 
 if TYPE_CHECKING:
@@ -34,9 +34,9 @@ def save(
     folder = task.directory / ARTIFACTS_FOLDER
     sizes, notes = {}, []
     try:
-        folder.mkdir(mode=0o700, exist_ok=True)
+        folder.mkdir(mode=0o770, exist_ok=True)
         _compile(model, keras_model)
-        with _temporary_files_in(task.directory):
+        with _temporary_files_in(task.directory / TASKS_FOLDER):
             keras_model.save(folder / MODEL_FILE)
         sizes[MODEL_FILE] = (folder / MODEL_FILE).stat().st_size
         if evaluation.y_pred is not None:

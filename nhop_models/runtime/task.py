@@ -17,6 +17,7 @@ import random
 import select
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Collection, Mapping
@@ -28,6 +29,7 @@ import numpy as np
 from nhop_models.contract import (
     EXIT_NO_OUTCOME,
     TASK_SIGNALS,
+    TASKS_FOLDER,
     Outcome,
     SpoolWriter,
     TaskId,
@@ -35,6 +37,8 @@ from nhop_models.contract import (
     TaskSpec,
     TaskStatus,
     lease_expired,
+    log_path,
+    outcome_path,
 )
 from nhop_models.runtime import failures
 from nhop_models.runtime.reporter import Reporter
@@ -57,14 +61,17 @@ class Task:
         self.stop = threading.Event()
         self.reporter = Reporter(SpoolWriter(directory, identity), spec.report_interval)
         self._ending = threading.Lock()
+        self._umask = os.umask(0)
+        os.umask(self._umask)
 
     def end(self, outcome: Outcome) -> None:
         """Writes the outcome and leaves the process; the first caller wins, and none returns."""
         self._ending.acquire()
         status = 0
         try:
+            os.umask(self._umask)  # the user's code may have changed it, and the agent is to read the outcome
             self.reporter.finish()
-            outcome.write(self.directory / f"{self.identity.file_stem}.outcome.json")
+            outcome.write(outcome_path(self.directory, self.identity))
             _remove_generated_files()
             sys.stdout.flush()
             sys.stderr.flush()
@@ -133,7 +140,7 @@ def run(directory: str, identity: TaskId, environment: Mapping[str, str]) -> Non
     os.setsid()
     name_process(f"nhop-{identity.file_stem}")
     folder = Path(directory)
-    log = os.open(folder / f"{identity.file_stem}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    log = os.open(log_path(folder, identity), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o660)
     null = os.open(os.devnull, os.O_RDONLY)
     for source, target in ((null, 0), (log, 1), (log, 2)):
         os.dup2(source, target)
@@ -142,13 +149,14 @@ def run(directory: str, identity: TaskId, environment: Mapping[str, str]) -> Non
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a text stream, always
     faulthandler.enable()  # a crash in native code says where, in the log
     os.environ.update(environment)
+    tempfile.tempdir = None  # the zygote's choice: a task has its own
     gc.enable()
     spec = TaskSpec.read(folder)
     seed = np.random.SeedSequence([spec.seed, identity.index, int(identity.role is TaskRole.PS)])
     np.random.seed(seed.generate_state(1))
     random.seed(int(seed.generate_state(2)[1]))
     sys.path[:0] = spec.python_path
-    os.chdir(spec.working_directory or folder)
+    os.chdir(spec.working_directory or folder / TASKS_FOLDER)
 
     task = Task(folder, identity, spec)
     threading.Thread(target=task.watch, args=(take_signals(),), name="nhop-watch", daemon=True).start()

@@ -30,7 +30,7 @@ from agent.event_log import EventLog
 from agent.leases import NotEnoughError
 from agent.spool import CHUNK_BYTES, SpoolReader
 from agent.streams import Subscription
-from nhop_models.contract import FailureKind, RecordKind, SpoolWriter, TaskId, TaskStatus
+from nhop_models.contract import TASKS_FOLDER, FailureKind, RecordKind, SpoolWriter, TaskId, TaskStatus
 
 TASK = TaskId.parse("worker/0")
 ATTEMPT = AttemptId("s", 1, 1)
@@ -41,6 +41,11 @@ def report(writer: SpoolWriter, step: int, **metrics: float) -> None:
     writer.append(RecordKind.REPORT, values)
 
 
+@pytest.fixture(autouse=True)
+def tasks_folder(tmp_path: Path) -> None:
+    (tmp_path / TASKS_FOLDER).mkdir()
+
+
 @pytest.fixture
 def writer(tmp_path: Path) -> SpoolWriter:
     return SpoolWriter(tmp_path, TASK)
@@ -48,7 +53,7 @@ def writer(tmp_path: Path) -> SpoolWriter:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return tmp_path / "worker-0.reports"
+    return tmp_path / TASKS_FOLDER / "worker-0.reports"
 
 
 def steps(reader: SpoolReader, limit: int = 100) -> list[int]:
@@ -79,7 +84,7 @@ def test_a_disk_that_fills_up_meanwhile_leaves_nothing(
         file.write(b"12")
         monkeypatch.setattr(file, "_file", full)
         file.write(b"345")
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == [TASKS_FOLDER]
 
 
 # --- spools ---------------------------------------------------------------------------------
@@ -335,7 +340,7 @@ async def test_a_spool_that_can_never_be_read_ends_the_stream(
 ) -> None:
     attempt = _Attempt(tmp_path)
     attempt.log.append(1.0, EVENTS[0])
-    (tmp_path / "worker-0.reports").mkdir()
+    (tmp_path / TASKS_FOLDER / "worker-0.reports").mkdir()
     with pytest.raises(IsADirectoryError):
         await Subscription("s", {}, [attempt]).next_batch()
 
@@ -344,13 +349,13 @@ async def test_a_spool_that_can_never_be_read_ends_the_stream(
 
 
 def test_a_log_that_cannot_be_read_has_no_tail(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "worker-0.log").mkdir()
+    (tmp_path / TASKS_FOLDER / "worker-0.log").mkdir()
     assert AttemptDirectory(tmp_path).log_tail(TASK) == ""
     assert "cannot read" in caplog.text
 
 
 def test_an_outcome_that_cannot_be_read_is_no_fault_of_the_users(tmp_path: Path) -> None:
-    (tmp_path / "worker-0.outcome.json").mkdir()
+    (tmp_path / TASKS_FOLDER / "worker-0.outcome.json").mkdir()
     outcome = AttemptDirectory(tmp_path).read_outcome(TASK)
     assert outcome is not None
     assert (outcome.status, outcome.failure_kind) == (TaskStatus.FAILED, FailureKind.RESOURCES)
@@ -359,7 +364,7 @@ def test_an_outcome_that_cannot_be_read_is_no_fault_of_the_users(tmp_path: Path)
 def test_a_lost_task_whose_files_cannot_be_removed_is_no_error(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (tmp_path / "worker-0.log").mkdir()
+    (tmp_path / TASKS_FOLDER / "worker-0.log").mkdir()
     AttemptDirectory(tmp_path).forget_task(TASK)
     assert "cannot remove" in caplog.text
 

@@ -9,13 +9,14 @@ import pytest
 
 from agent.attempts import AttemptDirectory
 from agent.logs import CHUNK_BYTES, LogReader
-from nhop_models.contract import TaskId
+from nhop_models.contract import TASKS_FOLDER, TaskId
 
 TASK = TaskId.parse("worker/0")
 
 
 @pytest.fixture
 def directory(tmp_path: Path) -> AttemptDirectory:
+    (tmp_path / TASKS_FOLDER).mkdir()
     return AttemptDirectory(tmp_path)
 
 

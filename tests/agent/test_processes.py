@@ -96,7 +96,7 @@ async def test_what_a_task_leaves_behind_is_gone_with_the_attempt(agent: RealAge
     await agent.run(attempt_id(), "worker/0", script=script)
     async with agent.follow() as stream:
         await stream.until(is_kind("report"))
-        left = int((agent.state_dir / "attempts/study-t1-a1/left").read_text())
+        left = int((agent.state_dir / "attempts/study-t1-a1/tasks/left").read_text())
         assert not gone(left)
         await agent.stop(attempt_id())
         await stream.until(ended)
@@ -334,7 +334,7 @@ async def test_a_trial_that_completed_while_the_agent_was_down_has_completed(tmp
     async with agent.follow() as stream:
         await stream.until(is_kind("report"))
     await agent.kill()
-    await eventually((tmp_path / "state/attempts/study-t1-a1/worker-0.outcome.json").exists)
+    await eventually((tmp_path / "state/attempts/study-t1-a1/tasks/worker-0.outcome.json").exists)
     agent = await RealAgent.launch(tmp_path)
     try:
         events = await agent.events(attempt_id())

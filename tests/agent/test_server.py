@@ -226,7 +226,7 @@ async def test_a_log_can_be_read_from_either_end(agent: RealAgent, offset: int, 
 async def test_a_log_that_cannot_be_read_is_said(agent: RealAgent) -> None:
     await agent.run(attempt_id(), "worker/0", script={"worker/0": {"log": "hello log"}})
     await agent.events(attempt_id())
-    log = agent.state_dir / "attempts/study-t1-a1/worker-0.log"
+    log = agent.state_dir / "attempts/study-t1-a1/tasks/worker-0.log"
     log.unlink()
     log.mkdir()
     with pytest.raises(grpc.aio.AioRpcError, match="cannot be used") as caught:

@@ -248,14 +248,15 @@ class RealAgent(Harness):
     gpus_file: Path
 
     @classmethod
-    async def launch(cls, directory: Path, **config: Any) -> RealAgent:
+    async def launch(cls, directory: Path, inside: Sequence[str] = (), **config: Any) -> RealAgent:
+        """``inside``: what to put before the command."""
         values = {"listen": f"unix:{directory}/agent.sock", "state_dir": str(directory / "state"), "slots": 2}
         values["gpus"] = str(directory / "gpus.json")
         if not (directory / "gpus.json").exists():
             write_gpus(directory / "gpus.json", *GPUS)
         values.update(config)
         process = await asyncio.create_subprocess_exec(
-            sys.executable, str(ROOT / "tests/fakes/run_agent.py"), json.dumps(values),
+            *inside, sys.executable, str(ROOT / "tests/fakes/run_agent.py"), json.dumps(values),
             stdout=asyncio.subprocess.PIPE, stderr=(directory / "stderr").open("ab"),
             pass_fds=[config["parent_pipe"]] if "parent_pipe" in config else [],
             cwd=directory, env={**os.environ, "PYTHONPATH": str(ROOT)}, start_new_session=True,

@@ -202,13 +202,15 @@ async def test_a_stream_that_breaks_leaves_nothing(real: RealAgent) -> None:
     assert await sooner_or_later(back)
 
 
-@pytest.mark.parametrize("kind", ["link", "fifo", "folder"])
+@pytest.mark.parametrize("kind", ["link", "hard link", "fifo", "folder"])
 async def test_what_is_not_a_regular_file_is_not_given_out(real: RealAgent, kind: str) -> None:
     await real.run(attempt_id(), "worker/0", script=LEAVES)
     await real.events(attempt_id())
-    path = directory(real) / "artifacts" / "strange"
+    path = directory(real) / "tasks" / "artifacts" / "strange"
     if kind == "link":
         path.symlink_to(directory(real) / "spec.json")
+    elif kind == "hard link":
+        path.hardlink_to(directory(real) / "spec.json")
     elif kind == "fifo":
         os.mkfifo(path)
     else:
@@ -219,7 +221,7 @@ async def test_what_is_not_a_regular_file_is_not_given_out(real: RealAgent, kind
 async def test_a_folder_that_is_a_link_is_not_followed(real: RealAgent) -> None:
     await real.run(attempt_id(), "worker/0")
     await real.events(attempt_id())
-    (directory(real) / "artifacts").symlink_to(directory(real))
+    (directory(real) / "tasks" / "artifacts").symlink_to(directory(real))
     assert (await refusal(real.read(attempt_id(), "spec.json"))).code() is grpc.StatusCode.NOT_FOUND
 
 
@@ -229,9 +231,9 @@ async def test_a_file_that_is_replaced_meanwhile_is_read_as_it_was(real: RealAge
     request = agent_pb2.ReadArtifactRequest(attempt=attempt_id(), name="model.keras")
     call: Any = real.stub.ReadArtifact(request, timeout=DEADLINE)
     data = (await call.read()).data
-    newer = directory(real) / "artifacts" / ".newer"
+    newer = directory(real) / "tasks" / "artifacts" / ".newer"
     newer.write_bytes(b"n" * len(MODEL))
-    newer.replace(directory(real) / "artifacts" / "model.keras")
+    newer.replace(directory(real) / "tasks" / "artifacts" / "model.keras")
     while (part := await call.read()) is not grpc.aio.EOF:
         data += part.data
     assert data == MODEL.encode()

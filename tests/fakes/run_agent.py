@@ -17,6 +17,7 @@ from pathlib import Path
 from agent.cli import serve
 from agent.config import AgentConfig, ListenAddress
 from agent.gpus import no_gpus
+from agent.task_user import parse_task_user
 from nhop.security import rotation, telling
 from nhop.security.identity import Role
 from nhop.security.rotation import Rotation
@@ -29,6 +30,8 @@ def main() -> None:
     values["listen"] = ListenAddress.parse(values["listen"])
     values["state_dir"] = Path(values["state_dir"])
     values["gpus"] = FileGpus(Path(values["gpus"])) if "gpus" in values else no_gpus
+    if "task_user" in values:
+        values["task_user"] = parse_task_user(values["task_user"])
     zygote = Path(__file__).with_name(values.pop("zygote", "zygote.py"))
     rotation.CHECK_SECONDS = values.pop("check_seconds", rotation.CHECK_SECONDS)
     telling.TOLD_A_SECOND = values.pop("told_a_second", telling.TOLD_A_SECOND)

@@ -24,6 +24,7 @@ from nhop_models.contract import (
     CHECKPOINT_FILE,
     RESTORE_FILE,
     TASK_SIGNALS,
+    TASKS_FOLDER,
     FailureKind,
     Outcome,
     RecordKind,
@@ -32,6 +33,9 @@ from nhop_models.contract import (
     TaskSpec,
     TaskStatus,
     lease_expired,
+    log_path,
+    outcome_path,
+    spool_path,
     write_atomically,
 )
 
@@ -52,12 +56,13 @@ class Script:
     damages: bool = False  # writes garbage to its spool after the reports
     checkpoint: str = ""  # what it saves as its checkpoint, after the reports
     artifacts: dict[str, str] = field(default_factory=dict)  # files that it leaves, by name
+    closes: bool = False  # leaves folders, with files, that are closed to all others
 
 
-def run_task(directory: Path, task: TaskId) -> None:
+def run_task(directory: Path, task: TaskId, environment: dict[str, str]) -> None:
     """The life of a task; never returns."""
     os.setsid()
-    log = os.open(directory / f"{task.file_stem}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    log = os.open(log_path(directory, task), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o660)
     for target in (1, 2):
         os.dup2(log, target)
     signal.pthread_sigmask(signal.SIG_BLOCK, TASK_SIGNALS)
@@ -67,6 +72,9 @@ def run_task(directory: Path, task: TaskId) -> None:
     if script.log:
         print(script.log, flush=True)
     _leave(script.leaves, directory)
+    if script.closes:
+        _close(directory / TASKS_FOLDER / f"closed-{task.file_stem}", 0o700)
+        _close(Path(environment["TMPDIR"]) / f"closed-{task.file_stem}", 0)
     spool = SpoolWriter(directory, task)
     step, best = 0, None
     told = False
@@ -86,7 +94,7 @@ def run_task(directory: Path, task: TaskId) -> None:
         _save(directory, CHECKPOINT_FILE, script.checkpoint)
         spool.append(RecordKind.CHECKPOINT, {"step": step, "size": len(script.checkpoint)})
     if script.damages:
-        with (directory / f"{task.file_stem}.reports").open("ab") as file:
+        with spool_path(directory, task).open("ab") as file:
             file.write(b"\x05\x00\x00\x00garbage-garbage")
     if script.runs_for is None or not script.ready:
         while not told:
@@ -108,7 +116,7 @@ def run_task(directory: Path, task: TaskId) -> None:
     restore = directory / RESTORE_FILE
     notes = (f"went on from {restore.read_text()}",) if restore.exists() else ()
     outcome = Outcome(status, kind, message, "", step, best, val_loss, artifacts=sizes, notes=notes)
-    outcome.write(directory / f"{task.file_stem}.outcome.json")
+    outcome.write(outcome_path(directory, task))
     os._exit(0)
 
 
@@ -134,6 +142,14 @@ def _wait(directory: Path, script: Script, seconds: float | None) -> bool:
             return False
 
 
+def _close(folder: Path, mode: int) -> None:
+    inner = folder / "deeper"
+    inner.mkdir(parents=True)
+    (inner / "file").touch()
+    inner.chmod(mode)
+    inner.parent.chmod(mode)
+
+
 def _leave(what: str, directory: Path) -> None:
     if not what:
         return
@@ -143,7 +159,7 @@ def _leave(what: str, directory: Path) -> None:
             os.setsid()
             if os.fork():
                 os._exit(0)
-        (directory / "left").write_text(str(os.getpid()))
+        (directory / TASKS_FOLDER / "left").write_text(str(os.getpid()))
         os.write(written, b"x")
         time.sleep(120)
         os._exit(0)
@@ -152,8 +168,11 @@ def _leave(what: str, directory: Path) -> None:
     os.close(written)
 
 
-def serve(channel: socket.socket, lose_fork: Path | None) -> None:
-    """Serves until the socket ends; with ``lose_fork``, dies in the middle of its first fork, once."""
+def serve(channel: socket.socket, lose_fork: Path | None, names: int | None = None) -> None:
+    """Serves until the socket ends; with ``lose_fork``, dies in the middle of its first fork, once.
+
+    ``names``: the process that it says to have forked, each time.
+    """
     wakeup, notify = os.pipe2(os.O_NONBLOCK)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(notify)
@@ -186,18 +205,18 @@ def serve(channel: socket.socket, lose_fork: Path | None) -> None:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             channel.close()
             try:
-                run_task(Path(request["directory"]), TaskId.parse(request["task"]))
+                task = TaskId.parse(request["task"])
+                run_task(Path(request["directory"]), task, request["environment"])
             finally:
                 os._exit(70)
         if lose_fork is not None and not lose_fork.exists():
-            while (
-                not (Path(request["directory"]) / TaskId.parse(request["task"]).file_stem)
-                .with_suffix(".reports")
-                .exists()
-            ):
+            while not spool_path(Path(request["directory"]), TaskId.parse(request["task"])).exists():
                 time.sleep(0.005)  # the child lives, and speaks
             lose_fork.write_text(str(pid))
             os._exit(9)
+        if names is not None:
+            os.kill(pid, signal.SIGKILL)
+            pid = names
         ticks = int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19])
         send(op="forked", id=request["id"], pid=pid, start_ticks=ticks)
 
@@ -208,13 +227,14 @@ def main() -> None:
     parser.add_argument("--fd", type=int, required=True)
     parser.add_argument("--broken", action="store_true", help="die at once")
     parser.add_argument("--lose-fork", type=Path, help="die during the first fork; the file marks it")
+    parser.add_argument("--names", type=int, help="the process that it says to have forked, each time")
     arguments = parser.parse_args()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if arguments.broken:
         sys.exit("this zygote is broken on purpose")
     channel = socket.socket(fileno=arguments.fd)
     channel.set_inheritable(False)
-    serve(channel, arguments.lose_fork)
+    serve(channel, arguments.lose_fork, arguments.names)
 
 
 if __name__ == "__main__":

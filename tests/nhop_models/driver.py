@@ -16,11 +16,15 @@ from typing import Any
 
 from nhop_models.contract import (
     CACHE_VARIABLE,
+    TASKS_FOLDER,
     Outcome,
     Record,
     TaskId,
     TaskSpec,
     decode_records,
+    log_path,
+    outcome_path,
+    spool_path,
     write_lease,
 )
 
@@ -80,6 +84,7 @@ class Attempt:
     def __init__(self, zygote: ZygoteDriver, directory: Path, spec: TaskSpec) -> None:
         self.zygote, self.directory = zygote, directory
         self.pids: dict[str, int] = {}
+        (directory / TASKS_FOLDER).mkdir(exist_ok=True)
         spec.write(directory)
         write_lease(directory, 100.0)
 
@@ -111,14 +116,14 @@ class Attempt:
         return outcome
 
     def outcome(self, task: str) -> Outcome | None:
-        return Outcome.read(self.directory / f"{TaskId.parse(task).file_stem}.outcome.json")
+        return Outcome.read(outcome_path(self.directory, TaskId.parse(task)))
 
     def log(self, task: str) -> str:
-        path = self.directory / f"{TaskId.parse(task).file_stem}.log"
+        path = log_path(self.directory, TaskId.parse(task))
         return path.read_text() if path.exists() else ""
 
     def records(self, task: str) -> list[Record]:
-        path = self.directory / f"{TaskId.parse(task).file_stem}.reports"
+        path = spool_path(self.directory, TaskId.parse(task))
         return [record for record, _ in decode_records(path.read_bytes(), path)] if path.exists() else []
 
     def wait_for_records(self, task: str, count: int) -> list[Record]:

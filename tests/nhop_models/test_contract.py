@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from nhop_models.contract import (
     DOORBELL_FILE,
+    TASKS_FOLDER,
     FailureKind,
     Outcome,
     Record,
@@ -32,25 +33,31 @@ from nhop_models.contract import (
 CHIEF = TaskId(TaskRole.WORKER, 0)
 
 
+@pytest.fixture
+def directory(tmp_path):
+    (tmp_path / TASKS_FOLDER).mkdir()
+    return tmp_path
+
+
 def records_of(directory):
-    path = directory / "worker-0.reports"
+    path = directory / TASKS_FOLDER / "worker-0.reports"
     return [record for record, _ in decode_records(path.read_bytes(), path)]
 
 
-def test_records_come_back_as_written(tmp_path):
-    spool = SpoolWriter(tmp_path, CHIEF)
+def test_records_come_back_as_written(directory):
+    spool = SpoolWriter(directory, CHIEF)
     spool.append(RecordKind.READY, {})
     spool.append(RecordKind.REPORT, {"step": 3, "train_loss": math.inf, "val_loss": None, "metrics": {}})
-    ready, report = records_of(tmp_path)
+    ready, report = records_of(directory)
     assert ready.kind is RecordKind.READY
     assert report.payload == {"step": 3, "train_loss": math.inf, "val_loss": None, "metrics": {}}
 
 
-def test_a_record_rings_the_doorbell_and_needs_none(tmp_path):
-    spool = SpoolWriter(tmp_path, CHIEF)
+def test_a_record_rings_the_doorbell_and_needs_none(directory):
+    spool = SpoolWriter(directory, CHIEF)
     spool.append(RecordKind.READY, {})
-    os.mkfifo(tmp_path / DOORBELL_FILE)
-    bell = os.open(tmp_path / DOORBELL_FILE, os.O_RDWR | os.O_NONBLOCK)
+    os.mkfifo(directory / DOORBELL_FILE)
+    bell = os.open(directory / DOORBELL_FILE, os.O_RDWR | os.O_NONBLOCK)
     try:
         spool.append(RecordKind.READY, {})
         assert select.select([bell], [], [], 5.0)[0]
@@ -58,15 +65,15 @@ def test_a_record_rings_the_doorbell_and_needs_none(tmp_path):
             spool.append(RecordKind.READY, {})
     finally:
         os.close(bell)
-    assert len(records_of(tmp_path)) == 70_002
+    assert len(records_of(directory)) == 70_002
 
 
-def test_a_record_that_finds_no_room_leaves_no_part_of_it(tmp_path):
+def test_a_record_that_finds_no_room_leaves_no_part_of_it(directory):
     import resource
 
-    spool = SpoolWriter(tmp_path, CHIEF)
+    spool = SpoolWriter(directory, CHIEF)
     spool.append(RecordKind.READY, {})
-    size = (tmp_path / "worker-0.reports").stat().st_size
+    size = (directory / TASKS_FOLDER / "worker-0.reports").stat().st_size
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, before[1]))
@@ -76,9 +83,9 @@ def test_a_record_that_finds_no_room_leaves_no_part_of_it(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, ignored)
-    assert len(records_of(tmp_path)) == 1
+    assert len(records_of(directory)) == 1
     spool.append(RecordKind.READY, {})
-    assert len(records_of(tmp_path)) == 2
+    assert len(records_of(directory)) == 2
 
 
 @given(st.lists(st.integers()), st.integers(min_value=0))

@@ -136,7 +136,7 @@ def test_files_that_tensorflow_generates_go_with_their_task(make_attempt, projec
 def test_what_is_written_while_a_model_is_saved_is_in_the_attempts_directory(make_attempt, project):
     attempt = run(make_attempt, project, "my_model:SaysWhereItIsSaved", keep_model=True)
     assert attempt.wait("worker/0").status is TaskStatus.COMPLETED
-    assert f"assets in {attempt.directory}/tmp" in attempt.log("worker/0")
+    assert f"assets in {attempt.directory}/tasks/tmp" in attempt.log("worker/0")
 
 
 def test_penalties_of_layers_are_part_of_the_training_loss_only(make_attempt, project):
