@@ -77,7 +77,8 @@ async def run(config: AgentConfig, announce: Callable[[str, int], None]) -> None
     """
     notifier = Notifier.from_environment(os.environ)
     if notifier.watched:
-        faulthandler.enable()  # the watchdog's SIGABRT leaves in the log what the loop was blocked by
+        # The watchdog's SIGABRT leaves in the log what the loop was blocked by, past what reads descriptor 2.
+        faulthandler.enable(os.dup(2))
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(_own_state_dir(config.state_dir))
         await stack.enter_async_context(_rotating(config.tls))
