@@ -1,4 +1,4 @@
-"""Certificates that are replaced all the time, and an authority that is, while trials are spread over hosts."""
+"""Certificates and an authority that are replaced while trials are spread over hosts."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_certificates_are_replaced_all_the_time(commands: Commands) -> None:
 
 
 def test_an_authority_is_replaced(commands: Commands) -> None:
-    """Both are trusted first, then all certificates are of the new one, then the old one is trusted no more."""
+    """Both are trusted first, then all certificates are of the new one, then the old one goes."""
     with cluster_of(3, commands) as cluster:
         cluster.make_certificates()
         cluster.start("--slots", 1)
