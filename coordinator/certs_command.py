@@ -220,7 +220,8 @@ def _read(path: Path) -> bytes:
 def _describe(path: Path, certificate: x509.Certificate, now: datetime.datetime) -> None:
     identity = identity_of(certificate)
     begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-    who = str(identity) if identity is not None else certificate.subject.rfc4514_string()
+    subject = " ".join(certificate.subject.rfc4514_string().split())
+    who = str(identity) if identity is not None else subject
     at = f" at {', '.join(hosts_of(certificate))}" if hosts_of(certificate) else ""
     if end <= now:
         state = f"EXPIRED on {end:%Y-%m-%d}"

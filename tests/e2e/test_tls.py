@@ -23,7 +23,7 @@ pytestmark = [
 ]
 
 HOSTS = 3
-TRIALS = 4
+TRIALS = 3
 STRANGER = 4
 """The host without an agent, where clients and others are."""
 
