@@ -112,8 +112,9 @@ def issue(
     """Issue certificates: `issue --hosts hosts.txt` for all agents, or `issue agent gpu-1 10.0.0.11`.
 
     NAME says who the holder is; a coordinator is recognised by it after a renewal. HOST: names and
-    addresses by which it is reached, NAME alone by default. What was issued before under the name is
-    replaced: running programs take the new files into use once they are copied over the old ones.
+    addresses by which it is reached; by default those of before, or NAME alone. What was issued before
+    under the name is replaced: running programs take the new files into use once they are copied over the
+    old ones.
     """
     now = datetime.datetime.now(datetime.UTC)
     with _errors():
@@ -122,9 +123,12 @@ def issue(
         for identity, at in wanted:
             place = authority.folder / FOLDERS[identity.role] / identity.name
             own = authority.folder / identity.role.value
-            if identity.role in OWN and _holder(own) == identity:
+            if identity.role in OWN and _issued(own, identity) is not None:
                 place = own
-            _say(identity, place, authority.issue(place, identity, at, now, days))
+            before = _issued(place, identity)
+            known = list(hosts_of(before)) if before is not None else []
+            wanted_hosts = at or known or _hosts_by_default(identity)
+            _say(identity, place, authority.issue(place, identity, wanted_hosts, now, days))
         if authority.certificate.not_valid_after_utc < now + datetime.timedelta(days=days):
             click.echo(
                 f"note: the authority itself ends on {authority.certificate.not_valid_after_utc:%Y-%m-%d}"
@@ -166,17 +170,20 @@ def show(file: Path | None, folder: Path | None) -> int:
 def _wanted(
     role: str | None, name: str | None, host: tuple[str, ...], hosts: str | None
 ) -> list[tuple[Identity, list[str]]]:
-    """Whose certificates are to be issued, and for which names and addresses each."""
+    """Whose certificates are to be issued, and for which names and addresses each; none: as before."""
     if hosts is not None:
         if role is not None:
             raise UsageError("--hosts is for the agents that it lists: give no ROLE and NAME with it")
-        return [(Identity(Role.AGENT, check_name(each)), [each]) for each in _listed(hosts)]
+        return [(Identity(Role.AGENT, check_name(each)), []) for each in _listed(hosts)]
     if role is None or name is None:
         raise UsageError("what is to be issued? --hosts hosts.txt, or ROLE NAME [HOST ...]")
     if role == Role.CLIENT.value and host:
         raise UsageError("a client is called by nobody: give no HOST")
-    identity = Identity(Role(role), check_name(name))
-    return [(identity, [] if identity.role is Role.CLIENT else _unique(list(host) or [name]))]
+    return [(Identity(Role(role), check_name(name)), _unique(list(host)))]
+
+
+def _hosts_by_default(identity: Identity) -> list[str]:
+    return [] if identity.role is Role.CLIENT else [identity.name]
 
 
 def _listed(hosts: str) -> list[str]:
@@ -196,9 +203,11 @@ def _place(folder: Path | None) -> Path:
         return folder if folder is not None else default_certs()
 
 
-def _holder(folder: Path) -> Identity | None:
+def _issued(folder: Path, identity: Identity) -> x509.Certificate | None:
+    """What was issued to the holder before, if that is in the folder."""
     path = folder / CERTIFICATE_FILE
-    return identity_of(parse(path, _read(path))[0]) if path.exists() else None
+    found = parse(path, _read(path))[0] if path.exists() else None
+    return found if found is not None and identity_of(found) == identity else None
 
 
 def _read(path: Path) -> bytes:
@@ -211,7 +220,8 @@ def _read(path: Path) -> bytes:
 def _describe(path: Path, certificate: x509.Certificate, now: datetime.datetime) -> None:
     identity = identity_of(certificate)
     begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-    who = str(identity) if identity is not None else certificate.subject.rfc4514_string()
+    subject = " ".join(certificate.subject.rfc4514_string().split())
+    who = str(identity) if identity is not None else subject
     at = f" at {', '.join(hosts_of(certificate))}" if hosts_of(certificate) else ""
     if end <= now:
         state = f"EXPIRED on {end:%Y-%m-%d}"

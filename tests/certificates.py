@@ -21,11 +21,11 @@ def utc_now() -> datetime.datetime:
 
 
 class Office:
-    """An authority in ``folder``, made 1,000 days ago, and the TLS folders that it issued, beside it."""
+    """An authority in ``folder``, made ``begun`` days ago, and the TLS folders that it issued, beside it."""
 
-    def __init__(self, folder: Path, name: str = "test") -> None:
+    def __init__(self, folder: Path, name: str = "test", *, begun: int = 1000) -> None:
         self.folder = folder
-        self.authority = Authority.create(folder / "ca", name, utc_now() - 1000 * DAY)
+        self.authority = Authority.create(folder / "ca", name, utc_now() - begun * DAY)
         self._issued = 0
 
     def issue(

@@ -18,24 +18,47 @@ GRACES = ("stop_grace=0.5", "terminate_grace=0.5")
 
 
 class Cluster:
-    """Hosts 1, 2, ... with an agent each; the coordinator is at home."""
+    """Hosts 1, 2, ... with an agent each; the coordinator is at home. ``agents`` of them: others are empty.
 
-    def __init__(self, network: Network, commands: Commands) -> None:
+    After ``make_certificates`` all speak TLS.
+    """
+
+    def __init__(self, network: Network, commands: Commands, agents: int | None = None) -> None:
         self.network = network
         self.commands = commands
         self.agents: dict[int, subprocess.Popen[str]] = {}
         self.hosts_file = commands.folder / "hosts.txt"
+        self.numbers = range(1, 1 + (agents or len(network.namespaces) - 1))
+        self.certs: Path | None = None
+        self.output = commands.folder / "out"
 
-    @property
-    def numbers(self) -> range:
-        return range(1, len(self.network.namespaces))
+    def make_certificates(self) -> None:
+        """With the two commands that users are told of."""
+        self.certs = self.commands.folder / "certs"
+        self.list_hosts(*self.numbers)
+        self.certificates("init", self.network.address(0))
+        self.certificates("issue", "--hosts", self.hosts_file)
+
+    def certificates(self, *words: object, folder: Path | None = None) -> None:
+        """``nhop-coordinator certs``, of the cluster's authority or another one."""
+        done = self.commands.coordinator("certs", *words, "--dir", folder or self.certs)
+        assert done.returncode == 0, done.stderr
+
+    def security(self, name: str) -> tuple[object, ...]:
+        """The options of who has a folder of that name among the certificates."""
+        return ("--insecure",) if self.certs is None else ("--tls", self.certs / name)
 
     def state(self, number: int) -> Path:
         return self.commands.folder / f"state-{number}"
 
     def start_agent(self, number: int, *options: object) -> None:
         self.agents[number] = self.commands.agent(
-            *("--listen", self.network.target(number), "--insecure", "--state-dir", self.state(number)),
+            *(
+                "--listen",
+                self.network.target(number),
+                *self.security(f"agents/{self.network.address(number)}"),
+            ),
+            *("--state-dir", self.state(number)),
             *("--port-range", f"{FIRST_TASK_PORT}-{LAST_TASK_PORT}", *options),
             inside=self.network.inside(number),
         )
@@ -50,11 +73,8 @@ class Cluster:
         self.hosts_file.write_text("".join(f"{self.network.target(number)}\n" for number in numbers))
 
     def arguments(self, *arguments: object) -> tuple[object, ...]:
-        return (*arguments, "--hosts", self.hosts_file, "--insecure", "--output", self.output)
-
-    @property
-    def output(self) -> Path:
-        return self.commands.folder / "out"
+        security = self.security("coordinator")
+        return (*arguments, "--hosts", self.hosts_file, *security, "--output", self.output)
 
     def coordinator(self, *arguments: object, timeout: float = 100.0) -> subprocess.CompletedProcess[str]:
         return self.commands.coordinator(
@@ -99,10 +119,13 @@ class Cluster:
 
 
 @contextmanager
-def cluster_of(hosts: int, commands: Commands) -> Iterator[Cluster]:
-    """A cluster of that many hosts, whose agents are ended before their network is."""
+def cluster_of(hosts: int, commands: Commands, agents: int | None = None) -> Iterator[Cluster]:
+    """A cluster of that many hosts, whose agents are ended before their network is.
+
+    ``agents``: so many of the hosts have one; all by default.
+    """
     with Network(hosts).made() as network:
-        cluster = Cluster(network, commands)
+        cluster = Cluster(network, commands, agents)
         try:
             yield cluster
         finally:

@@ -195,10 +195,9 @@ def _signed(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
 
 def _read(path: Path) -> bytes:
     try:
-        # Not blocking: it may be a FIFO, which waits for a writer otherwise.
-        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:  # noqa: PTH123
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise CertificateError(f"{path}: is not a regular file")
+        if not stat.S_ISREG(path.stat().st_mode):  # a FIFO would be waited for
+            raise CertificateError(f"{path}: is not a regular file")
+        with path.open("rb") as file:
             return file.read(MAX_BYTES)
     except OSError as error:
         raise CertificateError(f"{path}: {_why(error)}") from None
