@@ -18,17 +18,16 @@ from tests.as_systemd import names_of
 from tests.e2e.conftest import MARKER, ROOT, SCRIPTS, Commands, summary
 from tests.users import needs_users, some_users
 
+missing = [name for name in ("systemd-sysusers", "systemd-analyze", "setpriv") if shutil.which(name) is None]
+missing += [] if ctypes.util.find_library("seccomp") else ["libseccomp"]
+missing += [] if "\toverlay\n" in Path("/proc/filesystems").read_text() else ["the overlay file system"]
+needs_systemd = pytest.mark.skipif(bool(missing), reason=f"needs {', '.join(missing)} (Debian: systemd)")
+
 pytestmark = [
     pytest.mark.e2e,
     pytest.mark.timeout(180),
     needs_users,
-    pytest.mark.skipif(
-        shutil.which("systemd-sysusers") is None or ctypes.util.find_library("seccomp") is None,
-        reason="needs systemd-sysusers, systemd-analyze and libseccomp (Debian: systemd)",
-    ),
-    pytest.mark.skipif(
-        "\toverlay\n" not in Path("/proc/filesystems").read_text(), reason="needs the overlay file system"
-    ),
+    needs_systemd,
 ]
 
 
