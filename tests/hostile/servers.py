@@ -282,6 +282,17 @@ class AgentServer(Server):
             answer = self.call("/nhop.v1.AgentService/StopAttempt", [stop.SerializeToString()])
             assert answer.code is grpc.StatusCode.OK, (answer.code, answer.details)
 
+    def bundles(self) -> list[str]:
+        """What is where bundles are kept."""
+        return [path.name for path in (self.place / "state/bundles").iterdir() if path.name != ".boot"]
+
+    def wait_until_clean(self) -> None:
+        """Until nothing is left of what was not finished."""
+        deadline = time.monotonic() + DEADLINE
+        while left := [p for p in (self.place / "state").rglob(".*") if p.name != ".boot"]:
+            assert time.monotonic() < deadline, left
+            time.sleep(0.01)
+
     def clear(self) -> None:
         """Ends and forgets all attempts; what they held must be free then."""
         self.stop(self.attempts())
