@@ -47,7 +47,7 @@ _METADATA: list[list[tuple[str, Any]]] = [
     [("k-bin", b"\xff")],
 ]
 EXAMPLES = 60
-LONG_EXAMPLES = int(os.environ.get("NHOP_FUZZ_EXAMPLES", "600"))
+LONG_EXAMPLES = int(os.environ.get("NHOP_FUZZ_EXAMPLES", "300"))
 
 
 def common(examples: int, **more: object) -> settings:
