@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 PROTOS := $(wildcard proto/nhop/v1/*.proto)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-faults check proto check-proto lock bench clean
+.PHONY: help setup demo test test-faults check proto check-proto lock audit bench release-check clean
 
 help:  ## Shows this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,11 +32,12 @@ test: check  ## Sets up, checks and runs all tests
 test-faults: $(STAMP)  ## Long tests of what must be survived (some minutes)
 	$(BIN)/python -m pytest -m faults -s
 
-check: $(STAMP) check-proto  ## Lint, types, import rules, generated code
+check: $(STAMP) check-proto  ## Lint, types, import rules, generated code, the lock
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m tools.supply check
 
 PROTOC = $(BIN)/python -m grpc_tools.protoc -I proto --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy \
 	--plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc
@@ -55,9 +56,23 @@ lock: $(STAMP)  ## Locks the newest versions that pyproject.toml allows
 	$(BIN)/pip-compile --quiet --upgrade --extra dev --all-build-deps --allow-unsafe --generate-hashes --strip-extras \
 	  --no-header --no-annotate --no-emit-index-url --no-emit-find-links --no-emit-trusted-host -o requirements.lock pyproject.toml
 
+audit: $(STAMP)  ## Asks PyPI for advisories of all that is locked (needs pypi.org)
+	$(BIN)/python -m tools.supply audit
+
+# In an environment of its own, with the locked packages but not the sources beside it.
+release-check: $(STAMP)  ## Builds dist/, and tries the wheel in a clean environment (some minutes)
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist . >/dev/null
+	cd dist && sha256sum * >SHA256SUMS && cat SHA256SUMS
+	@env=$$(mktemp -d) && trap 'rm -rf "$$env"' EXIT && $(PYTHON) -m venv $$env && \
+	$$env/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock && \
+	$$env/bin/pip install --quiet --disable-pip-version-check --no-deps --no-index dist/*.whl && \
+	$$env/bin/pip check && cd $$env && bin/nhop-coordinator --version && bin/nhop-agent --help >/dev/null && \
+	bin/nhop-coordinator --dry-run >/dev/null && echo "the wheel works in a clean environment"
+
 bench: $(STAMP)  ## Measures the figures of benchmarks/README.md (some minutes; wants a quiet machine)
 	$(BIN)/python -m benchmarks
 
 clean:  ## Removes the environment and caches (never runs/)
-	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from nhop_models.contract import printable
+
 
 class NhopError(Exception):
     """What went wrong, where, and what to do, in the user's words; never shown as a traceback."""
@@ -33,7 +35,7 @@ class ConfigError(NhopError):
             f"{source}{f':{p.line}' if p.line else ''}: {f'{p.key}: ' if p.key else ''}{p.message}"
             for p in self.problems
         ]
-        super().__init__("\n".join(lines))
+        super().__init__(printable("\n".join(lines)))  # keys, values and paths may hold anything
 
 
 class UsageError(NhopError):

@@ -96,7 +96,10 @@ class Client:
         hold a trial.
         """
         if isinstance(config, Path):
-            config = _read(config)
+            try:
+                config = _read(config)
+            except RuntimeError as error:  # ~nobody
+                raise ConfigError(str(config), [Problem("", str(error))]) from error
         text = config if isinstance(config, str) else _as_yaml(config)
         request = study_pb2.SubmitStudyRequest(study_id=study_id, yaml=text)
         with self._errors():

@@ -25,6 +25,8 @@ LAYER_KEYS = {"hidden_layers": ("hidden_layers", "nodes_per_layer"), "activation
 """Hyper-parameters of dense layers, and the keys that ask for them with a model that may have none."""
 
 MOST_LAYERS = 1000
+MOST_NAMES = 1000
+"""Hyper-parameters of a model's own."""
 MOST_NODES = 1_000_000
 """Of one layer."""
 
@@ -68,6 +70,9 @@ class SpaceReader:
             return {}
         if not isinstance(space, dict):
             self._problem(path, f"must be a mapping of names to ranges or choices, not {describe(space)}")
+            return {}
+        if len(space) > MOST_NAMES:
+            self._problem(path, f"must hold at most {MOST_NAMES:,} names, not {len(space):,}")
             return {}
         found: dict[str, Dimension | None] = {}
         for name, value in space.items():

@@ -16,14 +16,14 @@ from coordinator.config.source import describe
 from coordinator.config.values import (
     Addresses,
     Flag,
+    OptionalPlace,
     OptionalPositive,
     OptionalSeconds,
-    OptionalText,
+    Place,
     Positive,
     RefusedError,
     Seconds,
     Seed,
-    Text,
     Tolerance,
 )
 
@@ -39,6 +39,9 @@ WITHOUT_EFFECT = {
     "running_stage": "all stages run in one command",
 }
 """Keys of the original that are accepted, and why they do nothing."""
+
+MOST_FOLDERS = 100
+"""Of python_path; agents take no more."""
 
 
 def _stage(value: Any) -> tuple[int, int]:
@@ -96,7 +99,9 @@ def _gpus(value: Any) -> float:
 
 
 def _folders(value: Any) -> tuple[str, ...] | None:
-    return None if value is None else values.listed(value, values.text)
+    if isinstance(value, list) and len(value) > MOST_FOLDERS:
+        raise values.RefusedError(f"must be at most {MOST_FOLDERS} folders, not {len(value):,}")
+    return None if value is None else values.listed(value, values.place)
 
 
 class _Keys(BaseModel):
@@ -189,12 +194,12 @@ class Keys(_Keys):
         None, description="[inputs, outputs]; the outputs of a Classifier are its classes"
     )
     load_data: Flag = Field(False, description="true: read load_data_dir; false: synthetic data")
-    load_data_dir: OptionalText = Field(
+    load_data_dir: OptionalPlace = Field(
         None,
         description="a CSV whose last column is the target or class, or an NPZ with X and y; RNN: a folder; "
         "a path, or a URL such as s3://bucket/key.csv",
     )
-    data: OptionalText = Field(
+    data: OptionalPlace = Field(
         None, description="a folder or file that is sent to the hosts; load_data_dir is within it"
     )
     data_instances: Annotated[int, BeforeValidator(values.bounded_whole(2))] = Field(
@@ -209,10 +214,10 @@ class Keys(_Keys):
         tuple[int, ...], BeforeValidator(lambda value: values.listed(value, values.bounded_whole(1)))
     ] = Field((50, 50, 50), description="units of the RNN's LSTMs: a number, or a list to stack them")
 
-    code: OptionalText = Field(
+    code: OptionalPlace = Field(
         None, description="folder of your modules, which is sent to the hosts; default: the study file's"
     )
-    train_log_dir: Text = Field(
+    train_log_dir: Place = Field(
         "runs", description="folder or URL of the runs, where --output does not name one"
     )
     python_path: Annotated[tuple[str, ...] | None, BeforeValidator(_folders)] = Field(

@@ -23,7 +23,9 @@ KeyPath = tuple[str | int, ...]
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 20
-MAX_VALUES = 100_000
+MAX_VALUES = 20_000
+MOST_PROBLEMS = 50
+"""More of a configuration are not looked for."""
 
 _BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _NULLS = {"", "~", "null"}
@@ -32,6 +34,24 @@ _FLOAT = re.compile(r"[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+]?
 _SPECIAL = re.compile(r"[-+]?\.(?:inf|nan)", re.IGNORECASE)
 _MAX_DIGITS = 400
 _CORE_TAGS = ("tag:yaml.org,2002:str", "!")
+
+
+class TooManyProblemsError(Exception):
+    """There are MOST_PROBLEMS; ``problems`` are these."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        super().__init__(f"{len(problems)} problems")
+        self.problems = tuple(problems)
+
+
+class Problems(list[Problem]):
+    """What is wrong with a configuration."""
+
+    def append(self, problem: Problem) -> None:
+        """Adds a problem; TooManyProblemsError where it is the last that is worth telling."""
+        super().append(problem)
+        if len(self) >= MOST_PROBLEMS:
+            raise TooManyProblemsError(self)
 
 
 class NotAMappingError(ValueError):
@@ -57,7 +77,7 @@ class Document:
     name: str
     data: dict[str, Any] = field(default_factory=dict)
     origins: dict[KeyPath, Origin] = field(default_factory=dict)
-    problems: list[Problem] = field(default_factory=list)
+    problems: Problems = field(default_factory=Problems)
 
     def origin(self, path: KeyPath) -> Origin:
         """Returns where the value, or the nearest one around it, was written."""
@@ -96,7 +116,7 @@ def dotted(path: KeyPath) -> str:
     """Returns a key as it is written in messages: ``cluster.ps``, ``opt_stages[0]``."""
     text = ""
     for part in path:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+        text += f"[{part}]" if isinstance(part, int) else f".{shorten(part)}" if text else shorten(part)
     return text
 
 
@@ -245,7 +265,7 @@ class _Composer:
 
     def __init__(self) -> None:
         self.origins: dict[KeyPath, Origin] = {}
-        self.problems: list[Problem] = []
+        self.problems = Problems()
         self._anchors: dict[str, _Anchored | None] = {}
         self._values = 0
         self._events: Iterator[Any] = iter(())

@@ -17,7 +17,14 @@ from coordinator.config.dimensions import SpaceReader
 from coordinator.config.keys import WITHOUT_EFFECT, ClusterKeys, Keys
 from coordinator.config.models import SHIPPED, why_not_fetched, why_unreadable
 from coordinator.config.render import render
-from coordinator.config.source import Document, apply_overrides, read_file, read_mapping, read_text
+from coordinator.config.source import (
+    Document,
+    TooManyProblemsError,
+    apply_overrides,
+    read_file,
+    read_mapping,
+    read_text,
+)
 from coordinator.config.values import MOST_TASKS
 from coordinator.domain import (
     Cluster,
@@ -110,8 +117,20 @@ def load(
     """Reads a configuration: a YAML file, a mapping, YAML text, or None for the default study.
 
     ``overrides`` are ``KEY=VALUE`` texts put over it; ``name`` is what messages call it; ``remote``: for
-    hosts that do not share this machine's files. Raises ConfigError with all problems at once.
+    hosts that do not share this machine's files. Raises ConfigError with all problems at once, or the first
+    fifty.
     """
+    try:
+        return _load(source, overrides, name, remote=remote)
+    except TooManyProblemsError as error:
+        more = Problem("", "and perhaps more: correct these first")
+        what = name or (str(source) if isinstance(source, Path) else "configuration")
+        raise ConfigError(what, [*_in_order(error.problems), more]) from None
+
+
+def _load(
+    source: Path | Mapping[str, Any] | str | None, overrides: Sequence[str], name: str | None, *, remote: bool
+) -> StudyConfig:
     match source:
         case Path():
             document = read_file(source)

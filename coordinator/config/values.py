@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator
@@ -26,6 +28,10 @@ MOST_SLOTS = 10_000
 
 MOST_GPUS = 1000
 """The most GPUs of a machine."""
+
+LONGEST_PATH = 2000
+LONGEST_NAME = 255
+"""Bytes of a path in a configuration, and of each name in it."""
 
 LEAST_SHARE = 0.001
 """The smallest share of a GPU."""
@@ -87,6 +93,22 @@ def text(value: Any) -> str:
     return value
 
 
+def place(value: Any) -> str:
+    """Returns a path or a URL as it is written; RefusedError for what could be neither."""
+    written = text(value)
+    if len(written.encode(errors="replace")) > LONGEST_PATH:
+        raise RefusedError(f"must be at most {LONGEST_PATH:,} bytes, not {describe(value)}")
+    if "\0" in written:
+        raise RefusedError(f"must be a path without a NUL, not {describe(value)}")
+    if any(len(part.encode(errors="replace")) > LONGEST_NAME for part in written.split("/")):
+        raise RefusedError(f"must have names of at most {LONGEST_NAME} bytes, not {describe(value)}")
+    try:
+        Path(written).expanduser()
+    except RuntimeError:
+        raise RefusedError(f"there is no home {shorten(written.partition('/')[0])}") from None
+    return written
+
+
 def flag(value: Any) -> bool:
     """Returns true or false; RefusedError for anything else."""
     if not isinstance(value, bool):
@@ -109,7 +131,9 @@ def addresses(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list):
         raise RefusedError(f"must be a list of host:port, not {describe(value)}")
     found = tuple(text(item).strip() for item in value)
-    repeated = {item for item in found if found.count(item) > 1}
+    if len(found) > MOST_TASKS:
+        raise RefusedError(f"must be at most {MOST_TASKS:,} addresses, not {len(found):,}")
+    repeated = [shorten(item) for item, times in Counter(found).items() if times > 1]
     if repeated:
         raise RefusedError(f"names {', '.join(sorted(repeated))} more than once")
     return found
@@ -135,6 +159,8 @@ def bounded_whole(low: int | None, high: int = LARGEST_INT) -> Callable[[Any], i
 
 Flag = Annotated[bool, BeforeValidator(flag)]
 Text = Annotated[str, BeforeValidator(text)]
+Place = Annotated[str, BeforeValidator(place)]
+OptionalPlace = Annotated[str | None, optional(place)]
 OptionalText = Annotated[str | None, optional(text)]
 Positive = Annotated[int, BeforeValidator(bounded_whole(1))]
 OptionalPositive = Annotated[int | None, optional(bounded_whole(1))]
@@ -147,7 +173,14 @@ Addresses = Annotated[tuple[str, ...] | None, optional(addresses)]
 
 def _within(value: float, low: float | None, high: float | None) -> float:
     if low is not None and value < low:
-        raise RefusedError(f"must be at least {low:g}, not {value:g}")
+        raise RefusedError(f"must be at least {low:g}, not {_shown(value)}")
     if high is not None and value > high:
-        raise RefusedError(f"must be at most {high:,.15g}, not {value:g}")
+        raise RefusedError(f"must be at most {high:,.15g}, not {_shown(value)}")
     return value
+
+
+def _shown(value: float) -> str:
+    try:
+        return f"{value:g}"
+    except OverflowError:  # a whole number that no float can hold
+        return "a number of more than 308 digits"

@@ -1,6 +1,7 @@
 """A served coordinator with a scripted agent, in a process of its own: ADDRESS AGENTS_ADDRESS RUNS.
 
-Its trials run until they are stopped. Prints what ``nhop-coordinator --serve`` prints; SIGTERM ends it.
+Its trials run until they are stopped. Prints what ``nhop-coordinator --serve`` prints; SIGTERM ends it, and
+the end of its standard input.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ async def main(address: str, agents_address: str, runs: Path) -> None:
     """Serves until SIGTERM."""
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    asyncio.get_running_loop().add_reader(0, stop.set)
     agent = ScriptedAgent(slots=SLOTS, script=lambda *_: TaskScript(runs_for=math.inf, reports=1))
     agents = [AgentAddress(await agent.serve(agents_address))]
     await serve(

@@ -96,7 +96,7 @@ class Server:
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, *self.command],
-                stdout=subprocess.PIPE, stderr=log, cwd=place / "cwd", env=environment,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, cwd=place / "cwd", env=environment,
                 start_new_session=True,
             )  # fmt: skip
         assert self.process.stdout is not None
@@ -127,8 +127,9 @@ class Server:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
-            assert self.process.stdout is not None
-            self.process.stdout.close()
+            for pipe in (self.process.stdin, self.process.stdout):
+                assert pipe is not None
+                pipe.close()
 
     # --- calls --------------------------------------------------------------------------------
 
@@ -231,6 +232,7 @@ class AgentServer(Server):
         write_gpus(self.place / "gpus.json", "GPU-a")
         values = {"listen": self.address, "state_dir": f"{self.place}/state", "slots": 2}
         values["gpus"] = f"{self.place}/gpus.json"
+        values["parent_pipe"] = 0  # it ends when these tests do, however they end
         self.command = [str(ROOT / "tests/fakes/run_agent.py"), json.dumps(values)]
         self._trial = 100_000
 
@@ -275,12 +277,27 @@ class AgentServer(Server):
             messages = [message.replace(before, after) for message in messages]
         return list(messages)
 
+    def newest(self) -> set[str]:
+        """The attempt that was made last, if it is still there."""
+        return {f"study-t{self._trial}-a1"} & self.attempts()
+
     def stop(self, names: Iterable[str]) -> None:
         """Ends attempts."""
         for name in names:
             stop = agent_pb2.StopAttemptRequest(attempt=_attempt(name), reason=agent_pb2.STOP_REASON_RELEASED)
             answer = self.call("/nhop.v1.AgentService/StopAttempt", [stop.SerializeToString()])
             assert answer.code is grpc.StatusCode.OK, (answer.code, answer.details)
+
+    def bundles(self) -> list[str]:
+        """What is where bundles are kept."""
+        return [path.name for path in (self.place / "state/bundles").iterdir() if path.name != ".boot"]
+
+    def wait_until_clean(self) -> None:
+        """Until nothing is left of what was not finished."""
+        deadline = time.monotonic() + DEADLINE
+        while left := [p for p in (self.place / "state").rglob(".*") if p.name != ".boot"]:
+            assert time.monotonic() < deadline, left
+            time.sleep(0.01)
 
     def clear(self) -> None:
         """Ends and forgets all attempts; what they held must be free then."""
@@ -294,7 +311,7 @@ class AgentServer(Server):
                 for attempt in map(_attempt, left):
                     if attempt.study_id == study:
                         request.subscribe.positions.add(attempt=attempt, source="agent", sequence=2**62)
-                self.call("/nhop.v1.AgentService/StreamEvents", [request.SerializeToString()], OPEN_SECONDS)
+                self.call("/nhop.v1.AgentService/StreamEvents", [request.SerializeToString()], 1.0)
         inventory = self.inventory()
         assert inventory.free_slots == inventory.slots
         assert [gpu.free for gpu in inventory.gpus] == [1.0]

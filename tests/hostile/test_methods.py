@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
+import socket
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import grpc
 import pytest
 from google.protobuf.descriptor import MethodDescriptor
+from grpc_reflection.v1alpha import reflection_pb2
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from tests.hostile.attack import attack, attacks, valid
+from tests.hostile.attack import ADDRESSES, TRIAL, attack, attacks, valid
 from tests.hostile.messages import groups, nested, stuffed, varint
-from tests.hostile.servers import DEADLINE, KINDS, OPEN_SECONDS, Server
+from tests.hostile.servers import DEADLINE, KINDS, OPEN_SECONDS, REFUSALS, AgentServer, Server
 
 METHODS = [
     (name, path, method) for name, kind in KINDS.items() for path, method in kind.all_methods().items()
@@ -29,8 +36,18 @@ _OTHERWISE = {
 }
 """There is no best trial, no file and no log yet."""
 
+_NO_GRPC = (
+    b"GET / HTTP/1.1\r\n\r\n",
+    b"\x16\x03\x01\x02\x00\x01",  # how TLS begins
+    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\xff" * 999,
+)
+_METADATA: list[list[tuple[str, Any]]] = [
+    [("k", "v" * 100_000)],
+    [(f"k{n}", "v") for n in range(5_000)],
+    [("k-bin", b"\xff")],
+]
 EXAMPLES = 60
-LONG_EXAMPLES = int(os.environ.get("NHOP_FUZZ_EXAMPLES", "3000"))
+LONG_EXAMPLES = int(os.environ.get("NHOP_FUZZ_EXAMPLES", "300"))
 
 
 def common(examples: int, **more: object) -> settings:
@@ -118,3 +135,74 @@ def test_a_call_that_is_cancelled(server: Server, path: str, method: MethodDescr
     messages = [message.SerializeToString() for message in valid(path, method)]
     for count in range(len(messages) + 1):
         server.cancel(path, messages[:count])
+
+
+def stalled(server: Server, path: str, messages: list[bytes], wanted: grpc.StatusCode) -> None:
+    """Sends these messages, then nothing, and does not half-close."""
+    over = threading.Event()
+
+    def requests() -> Iterator[bytes]:
+        yield from messages
+        over.wait(300)
+
+    call = server.channel.stream_stream(path)(requests(), timeout=300)
+    try:
+        assert call.code() is wanted, call.details()
+    finally:
+        over.set()
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("server", ["agent"], indirect=True)
+def test_streams_that_stall_are_ended(server: AgentServer) -> None:
+    """Without a first message, and in the middle of a file: all at once, for they take their time."""
+    paths = {method.name: path for path, method in server.methods.items() if method.client_streaming}
+    del paths["ServerReflectionInfo"]
+    wanted = [(path, [], grpc.StatusCode.INVALID_ARGUMENT) for path in paths.values()]
+    for name in ("WriteArtifact", "PutBundle"):
+        header = valid(paths[name], server.methods[paths[name]])[0].SerializeToString()
+        (header,) = server.put_into([header], TRIAL, ADDRESSES, None)
+        wanted.append((paths[name], [header], grpc.StatusCode.ABORTED))
+    with ThreadPoolExecutor(len(wanted)) as pool:
+        for running in [pool.submit(stalled, server, *each) for each in wanted]:
+            running.result()
+    server.wait_until_clean()
+
+
+@pytest.mark.parametrize("server", KINDS, indirect=True)
+def test_every_service_is_attacked(server: Server) -> None:
+    path = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+    request = reflection_pb2.ServerReflectionRequest(list_services="")
+    answer = server.call(path, [request.SerializeToString()])
+    said = reflection_pb2.ServerReflectionResponse.FromString(answer.messages[0])
+    served = {service.name for service in said.list_services_response.service}
+    assert served == {path.split("/")[1] for path in server.methods}
+
+
+@pytest.mark.parametrize("server", KINDS, indirect=True)
+def test_what_is_no_grpc(server: Server) -> None:
+    for data in _NO_GRPC:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(DEADLINE)
+            connection.connect(server.address.removeprefix("unix:"))
+            with contextlib.suppress(OSError):
+                connection.sendall(data * 100)
+                connection.shutdown(socket.SHUT_WR)
+                while connection.recv(1 << 16):
+                    pass
+        server.good()
+
+
+@pytest.mark.parametrize("server", KINDS, indirect=True)
+@pytest.mark.parametrize("metadata", _METADATA)
+def test_metadata(server: Server, metadata: list[tuple[str, Any]]) -> None:
+    path = next(path for path in server.methods if path.startswith("/nhop"))
+    code = server.call(path, [b""], metadata=metadata).code
+    assert code in (None, grpc.StatusCode.OK, *REFUSALS)
+
+
+@pytest.mark.parametrize("server", KINDS, indirect=True)
+@pytest.mark.parametrize("path", ["/", "/nhop.v1.AgentService/", "/nhop.v1.Nope/Nope", "/../x", "/x" * 2000])
+def test_methods_that_are_none(server: Server, path: str) -> None:
+    assert server.call(path, [b""]).code is grpc.StatusCode.UNIMPLEMENTED

@@ -125,7 +125,7 @@ async def test_what_is_refused_does_not_stay_in_memory(channel: grpc.aio.Channel
     try:
         Service.seen.clear()
         for _ in range(5):
-            code, _, _ = await call(channel, method, GOOD, GOOD)
+            code, _, _ = await call(channel, method, GOOD)
             assert code is grpc.StatusCode.NOT_FOUND
         deadline = time.monotonic() + 10
         while left := [seen for seen in Service.seen if seen() is not None]:

@@ -155,7 +155,8 @@ def test_durations(written, seconds):
         ({"cluster": {"ps": 2**53}}, "cluster.ps: must be at most 1,000"),
         ({"cluster": {"workers": 1001}}, "cluster.workers: must be at most 1,000"),
         ({"cluster": {"ps": 500, "workers": 501}}, "cluster: 500 PS and 501 workers: 1,000 tasks are"),
-        ({"worker_hosts": [f"a:{n}" for n in range(1001)]}, "worker_hosts: 1 PS and 1001 workers: 1,000"),
+        ({"worker_hosts": [f"a:{n}" for n in range(1000)]}, "worker_hosts: 1 PS and 1000 workers: 1,000"),
+        ({"worker_hosts": [f"a:{n}" for n in range(1001)]}, "worker_hosts: must be at most 1,000 addresses"),
         ({"slots": 10_001}, "slots: must be at most 10,000"),
         ({"hidden_layers": [1, 1001]}, "hidden_layers[1]: must be at most 1,000"),
         ({"hidden_layers": {"layers": [1] * 1001}}, "hidden_layers.layers: must be at most 1,000"),
@@ -402,7 +403,7 @@ def test_data_of_an_override_is_found_in_the_current_folder(tmp_path, table, mon
         ("none.csv", "does not exist"),
         ("", "is a folder"),
         ("table.txt", ".csv or .npz"),
-        ("x" * 500, "cannot be read"),
+        ("x" * 500, "names of at most 255 bytes"),
     ],
 )
 def test_data_that_cannot_be_read(table, name, words):
