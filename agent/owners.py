@@ -44,15 +44,19 @@ class Owners:
 
         What was nobody's is now its own. Names that no study can have are left to whoever checks requests.
         """
-        wanted = {study_id for study_id in studies if STUDY_ID.fullmatch(study_id)}
+        known: list[str] = []
+        new: set[str] = set()
         for study_id in studies:
             claim = self._claims.get(study_id)
             if claim is not None and claim.owner != caller.uri:
                 return f"study {study_id!r} is another coordinator's"
-        mine = self._counts[caller.uri] + len(wanted - self._claims.keys())
-        if mine > MAX_CLAIMS:
+            if claim is not None:
+                known.append(study_id)
+            elif STUDY_ID.fullmatch(study_id):
+                new.add(study_id)
+        if new and self._counts[caller.uri] + len(new) > MAX_CLAIMS:
             return f"{MAX_CLAIMS:,} studies of this coordinator are known here already"
-        for study_id in wanted:
+        for study_id in (*known, *new):
             self._put(study_id, caller.uri)
         return ""
 

@@ -6,7 +6,7 @@ import os
 import statistics
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.console import Console
 from rich.table import Table
@@ -15,7 +15,7 @@ from agent import share
 from agent.config import usable_cores
 from agent.domain import TaskLease
 from benchmarks import hosts as namespaces
-from benchmarks import network, original, scale, studies, tasks
+from benchmarks import network, original, scale, studies, tasks, tls
 from benchmarks import steps as runs
 from nhop_models.contract import TaskId, TaskRole
 
@@ -210,6 +210,59 @@ def scale_reports() -> Iterator[Figure]:
     )
 
 
+def tls_commands() -> Iterator[Figure]:
+    plain, secure = tls.commands()
+    for name in ("inventory", "prepare", "stop"):
+        ours, beside = (tls.percentiles(getattr(seconds, name)) for seconds in (secure, plain))
+        yield Figure(
+            f"{name} with TLS, p50 / p99 ms",
+            f"{1000 * ours[0]:.2f} / {1000 * ours[1]:.2f} ({ours[0] / beside[0]:.2f}x)",
+            "",
+            f"{1000 * beside[0]:.2f} / {1000 * beside[1]:.2f} (plaintext)",
+        )
+    ours, beside = (statistics.median(seconds.connection) for seconds in (secure, plain))
+    yield Figure(
+        "a connection with TLS, median ms", f"{1000 * ours:.1f}", "", f"{1000 * beside:.1f} (plaintext)"
+    )
+
+
+def tls_gate() -> Iterator[Figure]:
+    found = tls.gate()
+    for way in tls.WAYS:
+        p50, p99 = tls.percentiles(found[way].seconds)
+        rate = statistics.median(found[way].rates)
+        yield Figure(
+            f"an empty call, {way}: p50 / p99 ms; calls/s, {tls.AT_ONCE} at once",
+            f"{1000 * p50:.3f} / {1000 * p99:.3f}; {rate:,.0f}",
+        )
+
+
+def tls_reports() -> Iterator[Figure]:
+    load = scale.Load(100, trials=60, reports=10_000)
+    secure, plain = [], []
+    for _ in range(3):  # interleaved: noise of the machine meets both
+        plain.append(scale.run(load))
+        secure.append(scale.run(replace(load, tls=True)))
+    ours, beside = (statistics.median(r.reports_per_second for r in found) for found in (secure, plain))
+    yield Figure(
+        f"reports/s committed with TLS, {load.agents} scripted agents",
+        f"{ours:,.0f} ({ours / beside:.2f}x)",
+        ">= 0.8x",
+        f"{beside:,.0f} (plaintext)",
+    )
+    ours, beside = (
+        statistics.median(1e6 * r.cpu_seconds / (load.trials * load.reports) for r in found)
+        for found in (secure, plain)
+    )
+    yield Figure("s of the coordinator's CPU time for a million of them", f"{ours:.1f}", "", f"{beside:.1f}")
+
+
+def with_tls() -> Iterator[Figure]:
+    yield from tls_commands()
+    yield from tls_gate()
+    yield from tls_reports()
+
+
 SECTIONS: dict[str, Callable[[], Iterator[Figure]]] = {
     "forks": forks,
     "teardowns": teardowns,
@@ -223,6 +276,7 @@ SECTIONS: dict[str, Callable[[], Iterator[Figure]]] = {
     "hosts": hosts,
     "scale_trials": scale_trials,
     "scale_reports": scale_reports,
+    "tls": with_tls,
 }
 
 

@@ -1,4 +1,7 @@
-"""Agents that train nothing, many in a process: ``python -m benchmarks.agents COUNT REPORTS SECONDS BATCH``.
+"""Agents that train nothing, many in a process.
+
+``python -m benchmarks.agents COUNT REPORTS SECONDS BATCH [FOLDER]``; with the FOLDER of an agent's
+certificate they speak TLS, behind the gate that real ones have.
 
 Each listens on a port of its own and keeps AgentService's promises towards one coordinator at a time:
 idempotence, numbered events in order, resumption from the positions of a subscription, an attempt
@@ -18,14 +21,20 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import grpc
 import uvloop
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from nhop.security.gate import Gate
+from nhop.security.identity import Role
+from nhop.security.rotation import Rotation
+from nhop.security.server import LIMITS, Trusted, server_credentials
 from nhop.v1 import agent_pb2, types_pb2
 
+ROLES = {"nhop.v1.AgentService": frozenset({Role.COORDINATOR})}
 SLOTS = 1
 OPTIONS = [
     ("grpc.so_reuseport", 0),
@@ -140,9 +149,10 @@ class LeanAgent:
         lease = agent_pb2.TaskLease(task=_TASK)
         self._prepared = agent_pb2.PrepareAttemptResponse(leases=[lease]).SerializeToString()
 
-    async def serve(self) -> tuple[grpc.aio.Server, int]:
+    async def serve(self, tls: Rotation | None) -> tuple[grpc.aio.Server, int]:
         """Serves on a free port of the loopback interface."""
-        server = grpc.aio.server(options=OPTIONS)
+        gate = Gate(None, print) if tls is None else Gate(ROLES, print, trusted=Trusted(tls))
+        server = grpc.aio.server(options=[*OPTIONS, *LIMITS], interceptors=[gate])
         handlers = {
             "GetInventory": grpc.unary_unary_rpc_method_handler(self._get_inventory),
             "PrepareAttempt": grpc.unary_unary_rpc_method_handler(self._prepare),
@@ -153,7 +163,10 @@ class LeanAgent:
         server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler("nhop.v1.AgentService", handlers),)
         )
-        port = server.add_insecure_port("127.0.0.1:0")
+        if tls is None:
+            port = server.add_insecure_port("127.0.0.1:0")
+        else:
+            port = server.add_secure_port("127.0.0.1:0", server_credentials(tls))
         await server.start()
         return server, port
 
@@ -262,8 +275,9 @@ def _varint(number: int) -> bytes:
     return bytes(out)
 
 
-async def serve(count: int, life: Life) -> None:
-    served = [await LeanAgent(number, life).serve() for number in range(count)]
+async def serve(count: int, life: Life, folder: str = "") -> None:
+    tls = Rotation(Path(folder), Role.AGENT) if folder else None
+    served = [await LeanAgent(number, life).serve(tls) for number in range(count)]
     print(json.dumps([port for _, port in served]), flush=True)
     ended = asyncio.Event()
     asyncio.get_running_loop().add_reader(sys.stdin.fileno(), ended.set)
@@ -273,4 +287,5 @@ async def serve(count: int, life: Life) -> None:
 
 if __name__ == "__main__":
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(int(sys.argv[1]), Life(int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4]))))
+        life = Life(int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4]))
+        runner.run(serve(int(sys.argv[1]), life, *sys.argv[5:]))

@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from benchmarks import standard
+from benchmarks.certificates import make_certificates
 
 AGENTS_A_PROCESS = 500
 
@@ -26,7 +27,7 @@ class Load:
     """A study of ``trials`` trials on ``agents`` agents of one slot; each trial says ``reports`` reports.
 
     A trial takes ``seconds`` on average; 0: as long as its coordinator takes. At most ``batch`` reports
-    are in a message: an agent sends what there is, up to 500 events.
+    are in a message: an agent sends what there is, up to 500 events. ``tls``: between all of them.
     """
 
     agents: int
@@ -34,6 +35,7 @@ class Load:
     reports: int
     seconds: float = 0.0
     batch: int = 500
+    tls: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,15 +69,19 @@ class Result:
 
 def run(load: Load) -> Result:
     """Runs a load; raises RuntimeError where a trial or a report is missing in the store at the end."""
-    with tempfile.TemporaryDirectory() as name, _agents(load) as ports:
-        folder = Path(name)
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        certificates = make_certificates(folder / "certs") if load.tls else None
+        ports = stack.enter_context(_agents(load, () if certificates is None else (certificates.agent,)))
         hosts, config, out = folder / "hosts.txt", folder / "study.yaml", folder / "out"
         hosts.write_text("".join(f"127.0.0.1:{port}\n" for port in ports))
         study = standard.study(0, 1, load.trials) | {"keep_model": False}
         config.write_text(yaml.safe_dump(study))
         measured_file = folder / "measured.json"
         command = [sys.executable, "-m", "benchmarks.timed_coordinator", measured_file, config]
-        subprocess.run([*command, "--hosts", hosts, "--output", out], check=True, stdout=subprocess.DEVNULL)
+        security = () if certificates is None else ("--tls", certificates.coordinator)
+        command += ["--hosts", hosts, "--output", out, *security]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         _check(out / "study.db", load)
         measured: dict[str, Any] = json.loads(measured_file.read_text())
     percentiles = statistics.quantiles(measured["commands"], n=100, method="inclusive")
@@ -100,15 +106,15 @@ def _check(database: Path, load: Load) -> None:
 
 
 @contextlib.contextmanager
-def _agents(load: Load) -> Iterator[list[int]]:
-    """Starts the agents, in as few processes as carry them."""
+def _agents(load: Load, folder: tuple[Path, ...]) -> Iterator[list[int]]:
+    """Starts the agents, in as few processes as carry them; ``folder``: of their certificate."""
     with contextlib.ExitStack() as stack:
         processes = []
         for begin in range(0, load.agents, AGENTS_A_PROCESS):
             count = min(AGENTS_A_PROCESS, load.agents - begin)
             words = [sys.executable, "-m", "benchmarks.agents", str(count), str(load.reports)]
             process = subprocess.Popen(
-                [*words, str(load.seconds), str(load.batch)],
+                [*words, str(load.seconds), str(load.batch), *folder],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,

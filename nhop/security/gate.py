@@ -11,11 +11,11 @@ import functools
 import inspect
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, TypeAlias
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import Any, NamedTuple, NoReturn, Protocol, TypeAlias
 
 import grpc
-from google.protobuf.descriptor import Descriptor
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
 from nhop.security.identity import Identity, Role
@@ -102,87 +102,125 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in 
 
     def _around(self, method: str, behaviour: Any, *, streams: bool) -> Any:
         async def call(request: Any, context: Context) -> Any:
-            async with self._admitted(method, context) as caller:
-                passed = self._looked_at(request, context, caller, streams=streams)
-                return await behaviour(passed, context)
+            passage = _Passage(self, method, context)
+            try:
+                with passage:
+                    return await behaviour(passage.look_at(request, streams=streams), context)
+            except RefusedError as refused:
+                await self._refuse(passage, refused)
 
         return call
 
     def _around_generator(self, method: str, behaviour: Any, *, streams: bool) -> Any:
         async def call(request: Any, context: Context) -> AsyncIterator[Any]:
-            async with self._admitted(method, context) as caller:
-                passed = self._looked_at(request, context, caller, streams=streams)
-                async with contextlib.aclosing(behaviour(passed, context)) as responses:
-                    async for response in responses:
-                        if caller is not None:  # the stream may have been there before the newest files
-                            self._check_trust(context)
-                        yield response
+            passage = _Passage(self, method, context)
+            try:
+                with passage:
+                    passed = passage.look_at(request, streams=streams)
+                    async with contextlib.aclosing(behaviour(passed, context)) as responses:
+                        async for response in responses:
+                            passage.check_trust()  # the stream may have been there before the newest files
+                            yield response
+            except RefusedError as refused:
+                await self._refuse(passage, refused)
 
         return call
 
-    def _looked_at(self, request: Any, context: Context, caller: Identity | None, *, streams: bool) -> Any:
-        """The request, or the requests, once it is known that the caller may touch what they name."""
-        if caller is None:
-            return request
-        if streams:
-            return self._each_looked_at(request, context, caller)
-        self._check_owner(request, caller)
-        return request
+    async def _refuse(self, passage: _Passage, refused: RefusedError) -> NoReturn:
+        who = f" ({passage.caller})" if passage.caller is not None else ""
+        self._tell(f"refused {passage.method} to {readable(passage.peer)}{who}: {refused}")
+        await passage.context.abort(refused.code, str(refused))
 
-    async def _each_looked_at(
-        self, requests: AsyncIterator[Any], context: Context, caller: Identity
-    ) -> AsyncIterator[Any]:
-        async for request in requests:
-            self._check_trust(context)
-            self._check_owner(request, caller)
-            yield request
+    # --- checks; each raises RefusedError ---------------------------------------------------------
 
-    # --- checks -----------------------------------------------------------------------------------
+    def check_role(self, method: str, caller: Identity | None) -> None:
+        """Whether the caller may make a call of the method."""
+        if self._roles is not None:
+            _check_role(self._roles, method, caller)
 
-    @contextlib.asynccontextmanager
-    async def _admitted(self, method: str, context: Context) -> AsyncIterator[Identity | None]:
-        """For the time of a call, whose caller may make it; what is refused within ends it."""
-        caller: Identity | None = None
-        try:
-            if self._roles is not None:
-                caller = _caller(context)
-                _check_role(self._roles, method, caller)
-                self._check_trust(context)
-            with self._counted(context.peer(), caller):
-                yield caller
-        except RefusedError as refused:
-            who = f" ({caller})" if caller is not None else ""
-            self._tell(f"refused {method} to {readable(context.peer())}{who}: {refused}")
-            await context.abort(refused.code, str(refused))
+    def check_trust(self, certificate: bytes) -> None:
+        """Whether the authority of a caller's certificate is trusted still."""
+        if not self._trusted(certificate):
+            problem = "the authority of the certificate is not trusted any more"
+            raise RefusedError(grpc.StatusCode.PERMISSION_DENIED, problem)
 
-    @contextlib.contextmanager
-    def _counted(self, peer: str, caller: Identity | None) -> Iterator[None]:
-        key = caller.uri if caller is not None else _host(peer)
+    def check_owner(self, request: Any, caller: Identity) -> None:
+        """Whether the caller may touch the studies that the request names."""
+        if self._owners is None:
+            return
+        problem = self._owners.refuse(caller, studies_named(request))
+        if problem:
+            raise RefusedError(grpc.StatusCode.PERMISSION_DENIED, problem)
+
+    def begin(self, key: str, peer: str) -> None:
+        """Counts a call; ``end`` it."""
         calls = self._calls.setdefault(key, Counter())
         problem = _limit_problem(calls, peer)
         if problem:
             raise RefusedError(grpc.StatusCode.RESOURCE_EXHAUSTED, problem)
         calls[peer] += 1
-        try:
-            yield
-        finally:
-            calls[peer] -= 1
-            if not calls[peer]:
-                del calls[peer]
-            if not calls:
-                self._calls.pop(key, None)
 
-    def _check_trust(self, context: Context) -> None:
-        (certificate,) = context.auth_context()["x509_pem_cert"]
-        if not self._trusted(certificate):
-            raise RefusedError(
-                grpc.StatusCode.PERMISSION_DENIED, "the authority of the certificate is not trusted any more"
-            )
+    def end(self, key: str, peer: str) -> None:
+        """Counts a call down."""
+        calls = self._calls[key]
+        calls[peer] -= 1
+        if not calls[peer]:
+            del calls[peer]
+        if not calls:
+            del self._calls[key]
 
-    def _check_owner(self, request: Any, caller: Identity) -> None:
-        problem = self._owners.refuse(caller, list(studies_named(request))) if self._owners else ""
-        if problem:
-            raise RefusedError(grpc.StatusCode.PERMISSION_DENIED, problem)
+    @property
+    def knows(self) -> bool:
+        """Whether callers show certificates."""
+        return self._roles is not None
+
+
+class _Passage:
+    """A call on its way through the gate; a context manager for its time. ``caller`` None: not known."""
+
+    def __init__(self, gate: Gate, method: str, context: Context) -> None:
+        self._gate = gate
+        self.method = method
+        self.context = context
+        self.peer: str = context.peer()
+        self.caller: Identity | None = None
+        self._certificate = b""
+        self._key = ""
+
+    def __enter__(self) -> None:
+        if self._gate.knows:
+            shown = self.context.auth_context()
+            # By its URIs alone: what else it is called could be anything.
+            self.caller = _identity(tuple(shown.get("peer_uri", ())))
+            self._gate.check_role(self.method, self.caller)
+            (self._certificate,) = shown["x509_pem_cert"]
+            self.check_trust()
+        key = self.caller.uri if self.caller is not None else _host(self.peer)
+        self._gate.begin(key, self.peer)
+        self._key = key
+
+    def __exit__(self, *_: object) -> None:
+        self._gate.end(self._key, self.peer)
+
+    def check_trust(self) -> None:
+        """As the gate does, of those who are known."""
+        if self.caller is not None:
+            self._gate.check_trust(self._certificate)
+
+    def look_at(self, request: Any, *, streams: bool) -> Any:
+        """The request, or the requests, once it is known that the caller may touch what they name."""
+        if self.caller is None:
+            return request
+        if streams:
+            return self._look_at_each(request, self.caller)
+        self._gate.check_owner(request, self.caller)
+        return request
+
+    async def _look_at_each(self, requests: AsyncIterator[Any], caller: Identity) -> AsyncIterator[Any]:
+        async for request in requests:
+            self.check_trust()
+            self._gate.check_owner(request, caller)
+            yield request
 
 
 def warn(logger: logging.Logger) -> Callable[[str], object]:
@@ -190,9 +228,9 @@ def warn(logger: logging.Logger) -> Callable[[str], object]:
     return functools.partial(logger.warning, "%s")
 
 
-def _caller(context: Context) -> Identity | None:
-    """Whose certificate it is: by its URIs alone, what else it is called could be anything."""
-    return Identity.find(name.decode(errors="replace") for name in context.auth_context().get("peer_uri", ()))
+@functools.lru_cache(maxsize=1024)
+def _identity(names: tuple[bytes, ...]) -> Identity | None:
+    return Identity.find(name.decode(errors="replace") for name in names)
 
 
 def _check_role(roles: Roles, method: str, caller: Identity | None) -> None:
@@ -216,19 +254,53 @@ def _limit_problem(calls: Counter[str], peer: str) -> str:
     return ""
 
 
-def studies_named(message: Any) -> Iterator[str]:
+def studies_named(message: Any) -> list[str]:
     """The studies that a request names, wherever it does."""
-    if not isinstance(message, Message) or not _may_name(message.DESCRIPTOR):
-        return
-    for field, value in message.ListFields():
-        if field.name in _STUDIES:
-            yield from [value] if isinstance(value, str) else value
-        elif field.message_type is not None and _may_name(field.message_type):
-            if isinstance(value, Message):
-                yield from studies_named(value)
+    found: list[str] = []
+    if isinstance(message, Message):
+        _collect(message, found)
+    return found
+
+
+def _collect(message: Message, found: list[str]) -> None:
+    for place in _places(message.DESCRIPTOR):
+        if place.several:
+            values = getattr(message, place.name)
+            if place.is_study:
+                found.extend(values)
             else:
-                for each in value.values() if isinstance(value, Mapping) else value:
-                    yield from studies_named(each)
+                for each in values.values() if isinstance(values, Mapping) else values:
+                    _collect(each, found)
+        elif place.is_study:
+            found.extend(filter(None, (getattr(message, place.name),)))
+        elif message.HasField(place.name):
+            _collect(getattr(message, place.name), found)
+
+
+class _Place(NamedTuple):
+    """A field that is a study's name, or a message in which a study may be named."""
+
+    name: str
+    is_study: bool
+    several: bool
+
+
+@functools.cache
+def _places(descriptor: Descriptor) -> tuple[_Place, ...]:
+    return tuple(
+        _Place(field.name, field.name in _STUDIES, field.is_repeated)
+        for field in descriptor.fields
+        if field.name in _STUDIES or (field.message_type is not None and _may_name(_content(field)))
+    )
+
+
+def _content(field: FieldDescriptor) -> Descriptor:
+    """The type of a field's messages; of a map, of its values."""
+    kind = field.message_type
+    assert kind is not None
+    if kind.GetOptions().map_entry:
+        return kind.fields_by_name["value"].message_type or kind
+    return kind
 
 
 @functools.cache

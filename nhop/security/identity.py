@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 SCHEME = "nhop"
 NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._:-]{0,126}[A-Za-z0-9])?")
@@ -24,15 +24,14 @@ class Role(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """``name`` tells holders of the same role apart: a renewed certificate keeps it."""
+    """``name`` tells holders of the same role apart: a renewed certificate keeps it. ``uri``: as there."""
 
     role: Role
     name: str
+    uri: str = field(init=False, compare=False, repr=False)
 
-    @property
-    def uri(self) -> str:
-        """As in a certificate."""
-        return f"{SCHEME}://{self.role.value}/{self.name}"
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "uri", f"{SCHEME}://{self.role.value}/{self.name}")
 
     @classmethod
     def find(cls, names: Iterable[str]) -> Identity | None:

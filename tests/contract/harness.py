@@ -22,6 +22,8 @@ from tests.fakes.scripted_agent import ScriptedAgent, TaskScript, completed, def
 
 ROOT = Path(__file__).parents[2]
 DEADLINE = 10.0
+START_LIMIT = 60.0
+"""Seconds for a new agent to load what it needs and to say that it listens, on a machine that stalls."""
 GPUS = ("GPU-a", "GPU-b")
 """What the host of either agent has."""
 
@@ -262,9 +264,15 @@ class RealAgent(Harness):
             cwd=directory, env={**os.environ, "PYTHONPATH": str(ROOT)}, start_new_session=True,
         )  # fmt: skip
         assert process.stdout is not None
-        async with asyncio.timeout(DEADLINE):
-            line = (await process.stdout.readline()).decode()
-        assert line.startswith("nhop-agent listens on "), (directory / "stderr").read_text()
+        try:
+            async with asyncio.timeout(START_LIMIT):
+                line = (await process.stdout.readline()).decode()
+            assert line.startswith("nhop-agent listens on "), (directory / "stderr").read_text()
+        except BaseException:
+            if process.returncode is None:
+                process.kill()
+            await process.wait()
+            raise
         agent = cls(line.split()[3])
         agent.process = process
         agent.state_dir = directory / "state"
