@@ -32,7 +32,7 @@ from nhop.security.server import LIMITS, Trusted, server_credentials
 from nhop.v1 import agent_pb2, agent_pb2_grpc, types_pb2
 
 SCRIPTS = Path(sysconfig.get_path("scripts"))
-ROUNDS = 10
+ROUNDS = 20
 CALLS = 100
 """Of a kind, in each round."""
 CONNECTIONS = 20
@@ -159,9 +159,9 @@ async def _channel(target: str, certificates: Certificates | None) -> AsyncItera
 
 @dataclass
 class Passing:
-    """Calls of one of ``WAYS``: seconds of each, one after the other, and how many a second many at once."""
+    """Calls of one of ``WAYS``, by round: median seconds of one after the other, calls/s of many at once."""
 
-    seconds: list[float] = field(default_factory=list)
+    medians: list[float] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
 
 
@@ -191,10 +191,12 @@ async def _pass(ports: list[int], certificates: Certificates) -> dict[str, Passi
             await stubs[way].StopAttempt(request)
         for _ in range(ROUNDS):
             for way, stub in stubs.items():
+                seconds = []
                 for _ in range(CALLS):
                     begun = time.perf_counter()
                     await stub.StopAttempt(request)
-                    found[way].seconds.append(time.perf_counter() - begun)
+                    seconds.append(time.perf_counter() - begun)
+                found[way].medians.append(statistics.median(seconds))
                 begun = time.perf_counter()
                 await asyncio.gather(*(_one_after_another(stub, request) for _ in range(AT_ONCE)))
                 found[way].rates.append(AT_ONCE * CALLS / 5 / (time.perf_counter() - begun))
