@@ -24,6 +24,7 @@ from agent.event_log import FILE_NAME
 from agent.left import open_left
 from agent.task_places import ENTERED, WRITTEN, remove_tree
 from agent.task_user import TaskUser
+from agent.written import checked
 from nhop_models.contract import (
     DOORBELL_FILE,
     LEASE_FILE,
@@ -186,7 +187,7 @@ class AttemptDirectory:
         try:
             with open_left(self.outcome_path(task)) as file:
                 text = file.read(MAX_OUTCOME_BYTES)
-            return Outcome.from_json(text.decode())
+            return checked(Outcome.from_json(text.decode()))
         except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
             return None
         except OSError as error:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from agent.domain import CheckpointSaved, Report, SpoolEvent, TaskReady
 from agent.left import StrangeFileError, open_left
+from agent.written import number, numbers, time, whole
 from nhop_models.contract import MAX_RECORD_BYTES, Record, RecordKind, decode_records
 
 logger = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ class SpoolReader:
                 data = os.pread(file.fileno(), size, self._offset)
         except FileNotFoundError:
             return
-        except StrangeFileError as error:
+        except (StrangeFileError, IsADirectoryError, PermissionError) as error:
             self._give_up(str(error.strerror))
             return
         try:
@@ -67,10 +68,10 @@ class SpoolReader:
                 if self._sequence >= self._skip:
                     if len(found) == limit:
                         return
-                    found.append((self._sequence + 1, record.time, _content(record)))
+                    found.append((self._sequence + 1, time(record.time), _content(record)))
                 self._sequence += 1
                 self._offset = end
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             self._give_up(f"damaged after record {self._sequence}, byte {self._offset} ({error})")
 
     def _records(self, data: bytes) -> Iterator[tuple[Record, int]]:
@@ -91,11 +92,11 @@ def _content(record: Record) -> SpoolEvent:
         return TaskReady()
     values = record.payload
     if record.kind is RecordKind.CHECKPOINT:
-        return CheckpointSaved(step=int(values["step"]), size=int(values["size"]))
+        return CheckpointSaved(step=whole(values["step"]), size=whole(values["size"]))
     val_loss = values["val_loss"]
     return Report(
-        step=int(values["step"]),
-        train_loss=float(values["train_loss"]),
-        val_loss=None if val_loss is None else float(val_loss),
-        metrics={str(name): float(value) for name, value in values["metrics"].items()},
+        step=whole(values["step"]),
+        train_loss=number(values["train_loss"]),
+        val_loss=None if val_loss is None else number(val_loss),
+        metrics=numbers(values["metrics"]),
     )

@@ -30,6 +30,7 @@ SHIPPED = ("nhop", "coordinator", "agent", "nhop_models")
 OTHERS = ("tests", "benchmarks", "tools", "examples")
 """What only contributors run: it may import whatever is locked."""
 WITH = {
+    "botocore": "boto3",
     "googleapis-common-protos": "grpcio-status",  # google.rpc, which is what grpcio-status speaks of
     "keras": "tensorflow",
     "packaging": "tensorflow",

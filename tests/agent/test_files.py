@@ -340,8 +340,12 @@ async def test_a_spool_that_can_never_be_read_ends_the_stream(
 ) -> None:
     attempt = _Attempt(tmp_path)
     attempt.log.append(1.0, EVENTS[0])
-    (tmp_path / TASKS_FOLDER / "worker-0.reports").mkdir()
-    with pytest.raises(IsADirectoryError):
+
+    def broken(reader: SpoolReader, limit: int) -> object:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(SpoolReader, "read", broken)
+    with pytest.raises(OSError, match="Input/output error"):
         await Subscription("s", {}, [attempt]).next_batch()
 
 
