@@ -164,8 +164,10 @@ async def test_an_agent_whose_loop_is_blocked_says_by_what(
     for name, value in manager.environment().items():
         monkeypatch.setenv(name, value)
     agent = await RealAgent.launch(tmp_path)
-    await manager.until("READY")
-    agent.process.send_signal(signal.SIGABRT)  # as the watchdog does
-    assert await agent.process.wait() == -signal.SIGABRT
-    assert "Fatal Python error: Aborted" in (tmp_path / "stderr").read_text()
-    await agent.close()
+    try:
+        await manager.until("READY")
+        agent.process.send_signal(signal.SIGABRT)  # as the watchdog does
+        assert await agent.process.wait() == -signal.SIGABRT
+        assert "Fatal Python error: Aborted" in (tmp_path / "stderr").read_text()
+    finally:
+        await agent.close()

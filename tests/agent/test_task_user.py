@@ -258,8 +258,10 @@ async def test_what_a_task_leaves_running_is_ended(agent: RealAgent, what: str) 
 @pytest.mark.parametrize("kind", ["root", "unit"])
 async def test_a_new_agent_ends_the_tasks_of_an_earlier_one(users: Users, kind: str) -> None:
     agent = await launch(users, kind)
-    tasks = await start_forever(agent, "ps/0", "worker/0", closes=True)
-    await agent.kill()
+    try:
+        tasks = await start_forever(agent, "ps/0", "worker/0", closes=True)
+    finally:
+        await agent.kill()
     agent = await launch(users, kind)
     try:
         events = await agent.events(attempt_id())
