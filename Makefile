@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 PROTOS := $(wildcard proto/nhop/v1/*.proto)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-faults check proto check-proto lock audit bench release-check clean
+.PHONY: help setup demo test test-faults test-deploy check proto check-proto lock audit bench release-check clean
 
 help:  ## Shows this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ test: check  ## Sets up, checks and runs all tests
 
 test-faults: $(STAMP)  ## Long tests of what must be survived (some minutes)
 	$(BIN)/python -m pytest -m faults -s
+
+test-deploy: $(STAMP)  ## Whole deployments: units and rules on three hosts, EC2, Slurm, Kubernetes (some minutes)
+	$(BIN)/python -m pytest -m deploy
 
 check: $(STAMP) check-proto  ## Lint, types, import rules, generated code, the lock
 	$(BIN)/ruff check .
@@ -60,7 +63,10 @@ audit: $(STAMP)  ## Asks PyPI for advisories of all that is locked (needs pypi.o
 	$(BIN)/python -m tools.supply audit
 
 # In an environment of its own, with the locked packages but not the sources beside it.
-release-check: $(STAMP)  ## Builds dist/, and tries the wheel in a clean environment (some minutes)
+release-test-deploy: $(STAMP)  ## Whole deployments: units and rules on three hosts, EC2, Slurm, Kubernetes (some minutes)
+	$(BIN)/python -m pytest -m deploy
+
+check: $(STAMP)  ## Builds dist/, and tries the wheel in a clean environment (some minutes)
 	rm -rf dist
 	$(BIN)/python -m build --no-isolation --outdir dist . >/dev/null
 	cd dist && sha256sum * >SHA256SUMS && cat SHA256SUMS

@@ -25,6 +25,7 @@ from tests.users import Users, needs_users, some_users
 
 pytestmark = [
     pytest.mark.e2e,
+    pytest.mark.deploy,
     pytest.mark.timeout(240),
     needs_users,
     needs_systemd,

@@ -9,7 +9,7 @@ import pytest
 from tests.e2e.conftest import Commands, summary
 from tests.fakes.aws import Instances, aws_server
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.e2e, pytest.mark.deploy, pytest.mark.timeout(180)]
 
 STUDY = ("with", "opt_stages=[[200,24]]", "cluster={ps: 0, workers: 1}", "opt_tolerance=0")
 

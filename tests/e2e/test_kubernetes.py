@@ -19,6 +19,7 @@ from tests.e2e.conftest import MARKER, SCRIPTS, Commands, summary
 
 pytestmark = [
     pytest.mark.e2e,
+    pytest.mark.deploy,
     pytest.mark.timeout(180),
     pytest.mark.skipif(not network.usable(), reason="network namespaces need root and iproute2"),
     pytest.mark.skipif(

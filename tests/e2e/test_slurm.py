@@ -13,6 +13,7 @@ from tests.slurm import Slurm, slurm_of
 
 pytestmark = [
     pytest.mark.e2e,
+    pytest.mark.deploy,
     pytest.mark.timeout(240),
     pytest.mark.skipif(bool(slurm.missing()), reason=slurm.missing()),
     pytest.mark.skipif(not network.usable(), reason="network namespaces need root and iproute2"),
