@@ -301,6 +301,33 @@ async def test_a_process_that_is_no_task_is_never_signalled(users: Users) -> Non
         await bystander.wait()
 
 
+@pytest.fixture
+def left_alone() -> Iterator[tuple[int, psutil.Process]]:
+    """The number of a process group whose first process is gone, and one that is in it still."""
+    shell = subprocess.Popen(
+        ["sh", "-c", "sleep 100 >&2 & echo $!"], stdout=subprocess.PIPE, start_new_session=True, text=True
+    )
+    left = psutil.Process(int(shell.communicate()[0]))
+    try:
+        yield shell.pid, left
+    finally:
+        left.kill()
+
+
+@needs_users
+async def test_the_group_of_a_process_that_is_gone_is_never_signalled(
+    users: Users, left_alone: tuple[int, psutil.Process]
+) -> None:
+    group, bystander = left_alone
+    agent = await launch(users, "root", zygote_arguments=["--names", str(group)])
+    try:
+        await agent.run(attempt_id(), "worker/0")
+        await agent.events(attempt_id())
+        assert bystander.status() != psutil.STATUS_ZOMBIE  # raises where it is gone
+    finally:
+        await agent.close()
+
+
 @needs_users
 async def test_code_is_read_and_never_written(agent: RealAgent, users: Users) -> None:
     packed = archive({"package/model.py": "x = 1"})

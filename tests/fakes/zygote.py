@@ -171,7 +171,7 @@ def _leave(what: str, directory: Path) -> None:
 def serve(channel: socket.socket, lose_fork: Path | None, names: int | None = None) -> None:
     """Serves until the socket ends; with ``lose_fork``, dies in the middle of its first fork, once.
 
-    ``names``: the process that it says to have forked, each time.
+    ``names``: the process that it says to have forked, and to have reaped, each time.
     """
     wakeup, notify = os.pipe2(os.O_NONBLOCK)
     signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -217,8 +217,16 @@ def serve(channel: socket.socket, lose_fork: Path | None, names: int | None = No
         if names is not None:
             os.kill(pid, signal.SIGKILL)
             pid = names
-        ticks = int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19])
-        send(op="forked", id=request["id"], pid=pid, start_ticks=ticks)
+        send(op="forked", id=request["id"], pid=pid, start_ticks=_start_ticks(pid))
+        if names is not None:
+            send(op="exited", pid=pid, status=0)
+
+
+def _start_ticks(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19])
+    except FileNotFoundError:  # one that it was told to name
+        return 0
 
 
 def main() -> None:
