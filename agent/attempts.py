@@ -14,7 +14,6 @@ import errno
 import json
 import logging
 import os
-import shutil
 import time
 from fractions import Fraction
 from pathlib import Path
@@ -241,4 +240,4 @@ class AttemptDirectory:
     def delete(self) -> None:
         """Removes the directory and all in it."""
         remove_tree(self.path / TASKS_FOLDER, self._user)
-        shutil.rmtree(self.path, ignore_errors=True)
+        remove_tree(self.path, None)

@@ -8,7 +8,6 @@ import faulthandler
 import fcntl
 import logging
 import os
-import shutil
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -25,6 +24,7 @@ from agent.notify import Notifier
 from agent.recovery import recover
 from agent.runtime import ATTEMPTS, Agent
 from agent.service import AgentService
+from agent.task_places import remove_tree
 from agent.task_reach import check_reach
 from agent.task_user import check_task_user
 from nhop._decoding import Decoding
@@ -142,7 +142,7 @@ async def _clean_bundles(agent: Agent) -> None:
 
 def _leave_nothing(config: AgentConfig) -> None:
     """A private agent takes its files away: whoever started it may be gone before it."""
-    shutil.rmtree(config.state_dir, ignore_errors=True)
+    remove_tree(config.state_dir, None)
     if config.listen.path is not None:
         folder = config.listen.path.parent
         with contextlib.suppress(OSError):  # not empty: it is more than the sockets' place

@@ -9,6 +9,7 @@ With a user of their own they can read or write nothing else of the state direct
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -110,23 +111,30 @@ class TaskPlaces:
 
 
 def remove_tree(path: Path, user: TaskUser | None) -> None:
-    """Removes a folder in which tasks of the user have written, with all in it; logs what stays.
+    """Removes a folder in which tasks have written, with all in it; logs what stays.
 
-    A folder that a task has closed to all but its own user is removed as that user.
+    ``user`` is theirs, None: the agent's own. What a task has closed to all but its user is removed as that
+    user, and what lies too deep for this process by one that knows no depth.
     """
-    shutil.rmtree(path, ignore_errors=True)
-    if user is None or not path.exists():
+    _remove(path)
+    if not path.exists():
         return
-    # What is the agent's own cannot be removed so: that is said, and no error.
+    # What is the agent's own cannot be removed by the tasks' user: that is said, and no error.
     script = 'chmod -R u+rwx -- "$1"; rm -rf -- "$1"'
-    command = [*become(user, capabilities()), "/bin/sh", "-c", script, "sh", str(path)]
+    becoming = () if user is None else become(user, capabilities())
+    command = [*becoming, "/bin/sh", "-c", script, "sh", str(path)]
     try:
         subprocess.run(command, capture_output=True, check=False, timeout=REMOVAL_SECONDS, env=_PLAIN)
     except (OSError, subprocess.SubprocessError) as error:
-        logger.error("%s: cannot be removed as user %s: %s", path, user.name, error)  # noqa: TRY400
-    shutil.rmtree(path, ignore_errors=True)
+        logger.error("%s: cannot be removed: %s", path, error)  # noqa: TRY400
+    _remove(path)
     if path.exists():
         logger.error("%s: cannot be removed; look at the permissions of what is in it", path)
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(RecursionError):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 _PLAIN = {"PATH": os.defpath}
