@@ -15,7 +15,7 @@ import logging
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from agent.domain import AttemptId
@@ -44,18 +44,22 @@ class TaskPlaces:
         self._base = state_dir if user is None else state_dir / f"user-{user.uid}"
 
     def open(self, *entered: Path) -> None:
-        """Makes the places, and lets tasks pass through ``entered``; raises OSError.
-
-        To be called before attempts of an earlier agent are taken over: their temporary files go.
-        """
+        """Makes the places, and lets tasks pass through ``entered``; raises OSError."""
         if self.user is None:
             return
         folders = {self._base: ENTERED, self._temporary: ENTERED, self._home: WRITTEN, self._fetched: WRITTEN}
         for path, mode in {**dict.fromkeys(entered, ENTERED), **folders}.items():
             path.mkdir(mode=0o700, exist_ok=True)
             self.user.let_in(path, mode)
+
+    def clean(self, kept: Collection[AttemptId]) -> None:
+        """Removes temporary files of an earlier agent but those of ``kept``, whose tasks may live; OSError."""
+        if self.user is None:
+            return
+        places = {self._temporary_of(attempt) for attempt in kept}
         for path in self._temporary.iterdir():
-            remove_tree(path, self.user)
+            if path not in places:
+                remove_tree(path, self.user)
 
     def command(self, command: Sequence[str]) -> tuple[str, ...]:
         """The command, with what makes it run as the tasks' user."""

@@ -124,6 +124,19 @@ def test_the_place_of_temporary_files_has_a_short_name(tmp_path: Path) -> None:
     assert len(str(name.relative_to(tmp_path))) <= 30, "sockets have paths of 107 bytes at most"
 
 
+def test_temporary_files_stay_while_tasks_of_an_earlier_agent_may_use_them(tmp_path: Path) -> None:
+    places = TaskPlaces(tmp_path, TaskUser("x", os.getuid() + 64_000, os.getgid()))
+    known, unknown = AttemptId("study", 1, 1), AttemptId("study", 2, 1)
+    places.open()
+    for attempt in (known, unknown):
+        places.furnish(attempt)
+    places.open()
+    folders = [Path(places.of_attempt(attempt)["TMPDIR"]) for attempt in (known, unknown)]
+    assert all(folder.exists() for folder in folders)
+    places.clean([known])
+    assert [folder.exists() for folder in folders] == [True, False]
+
+
 # --- what is not read -----------------------------------------------------------------------
 
 
@@ -265,7 +278,9 @@ async def test_a_new_agent_ends_the_tasks_of_an_earlier_one(users: Users, kind: 
         events = await agent.events(attempt_id())
         assert outcome(events, "worker/0").failure.kind == types_pb2.FAILURE_KIND_HOST_LOST
         assert not any(map(psutil.pid_exists, tasks.values()))
-        assert not listing(agent.state_dir / f"user-{users.tasks}" / "tmp")
+        async with agent.follow() as stream:
+            await stream.acknowledge((await stream.until(is_kind("attempt_ended")))[-1])
+            await until_empty(agent.state_dir / "attempts", agent.state_dir / f"user-{users.tasks}" / "tmp")
     finally:
         await agent.close()
 
