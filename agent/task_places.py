@@ -53,13 +53,12 @@ class TaskPlaces:
             self.user.let_in(path, mode)
 
     def clean(self, kept: Collection[AttemptId]) -> None:
-        """Removes temporary files of an earlier agent but those of ``kept``, whose tasks may live; OSError."""
+        """Removes what an earlier agent left but files of ``kept``, whose tasks may live; raises OSError."""
         if self.user is None:
             return
         places = {self._temporary_of(attempt) for attempt in kept}
-        for path in self._temporary.iterdir():
-            if path not in places:
-                remove_tree(path, self.user)
+        for path in set(self._temporary.iterdir()) - places:
+            remove_tree(path, self.user)
 
     def command(self, command: Sequence[str]) -> tuple[str, ...]:
         """The command, with what makes it run as the tasks' user."""
