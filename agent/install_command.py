@@ -7,6 +7,7 @@ import shutil
 import sys
 import sysconfig
 from collections.abc import Iterator, Sequence
+from ipaddress import ip_network
 from pathlib import Path
 
 import click
@@ -148,6 +149,9 @@ def fence(peers: Peers, ports: Ports) -> dict[Path, str]:
         servers = resolvers(RESOLVER_FILE.read_text())
     except OSError:
         servers = ()
+    closed = {ip_network(address) for address in units.METADATA}
+    # Of a cloud whose name server is also where it gives out credentials: allowed goes before denied.
+    servers = tuple(server for server in servers if server not in closed)
     allowed = dict.fromkeys((*peers.hosts, *peers.coordinators, *servers))
     nft = shutil.which("nft") or "/usr/sbin/nft"
     return {units.FIREWALL: rules(ports, peers), units.HOSTS_DROP_IN: units.hosts_drop_in(allowed, nft)}
