@@ -106,7 +106,7 @@ def test_hosts_give_rules_and_a_drop_in(tmp_path: Path, monkeypatch: pytest.Monk
     assert run(*options, "--listen", "10.1.0.1:7009", "--port-range", "3000-3999").exit_code == 0
     drop_in = below(root, HOSTS_DROP_IN).read_text()
     allowed = [line.partition("=")[2] for line in drop_in.splitlines() if line.startswith("IPAddressAllow=")]
-    assert allowed == ["localhost", "10.1.0.2", "fd00::2", "10.2.0.0/16", "10.0.0.53"], "no metadata service"
+    assert allowed == ["localhost", "10.1.0.2", "fd00::2", "10.2.0.0/16", "10.1.0.1", "10.0.0.53"]
     rules = below(root, FIREWALL).read_text()
     assert "tcp dport 3000-3999 drop" in rules
     assert "tcp dport 7009 ip saddr != @callers4 drop" in rules
