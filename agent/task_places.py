@@ -20,6 +20,7 @@ from pathlib import Path
 
 from agent.domain import AttemptId
 from agent.task_user import TaskUser, become, capabilities
+from nhop.security import handshakes
 from nhop_models.contract import CACHE_VARIABLE
 
 logger = logging.getLogger(__name__)
@@ -105,6 +106,7 @@ class TaskPlaces:
 
     def of_zygote(self, environment: Mapping[str, str]) -> dict[str, str]:
         """The zygote's variables, from the agent's."""
+        environment = handshakes.without(environment)  # TensorFlow's gRPC would write into the logs of tasks
         kept = {name: value for name, value in environment.items() if name not in _OF_THE_AGENT}
         if self.user is None:
             return kept

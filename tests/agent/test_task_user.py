@@ -23,6 +23,7 @@ from agent.left import StrangeFileError, open_left
 from agent.task_places import TaskPlaces
 from agent.task_reach import first_closed
 from agent.task_user import TaskUser, become, parse_task_user, why_not
+from nhop.security import handshakes
 from nhop.v1 import agent_pb2, types_pb2
 from tests.contract.harness import DEADLINE, RealAgent, attempt_id, is_kind, outcome, pids, task_id
 from tests.fakes.archives import archive, digest_of
@@ -116,6 +117,12 @@ def test_what_is_for_the_agent_alone_is_not_handed_on(tmp_path: Path) -> None:
         "USER": "nhop-task",
         "LOGNAME": "nhop-task",
     }
+
+
+def test_the_trace_of_the_agents_handshakes_is_not_handed_on(tmp_path: Path) -> None:
+    places = TaskPlaces(tmp_path, None)
+    assert places.of_zygote({**handshakes.ENVIRONMENT, "A": "b"}) == {"GRPC_VERBOSITY": "NONE", "A": "b"}
+    assert places.of_zygote({"GRPC_VERBOSITY": "DEBUG"}) == {"GRPC_VERBOSITY": "DEBUG"}, "as the user says"
 
 
 def test_the_place_of_temporary_files_has_a_short_name(tmp_path: Path) -> None:
