@@ -14,7 +14,6 @@ import errno
 import json
 import logging
 import os
-import shutil
 import time
 from fractions import Fraction
 from pathlib import Path
@@ -46,7 +45,9 @@ logger = logging.getLogger(__name__)
 
 DISCARDED_PREFIX = "."
 MANIFEST_FILE = "attempt.json"
-MAX_OUTCOME_BYTES = 1 << 22
+MAX_OUTCOME_BYTES = 1 << 17
+"""Of what a task says at its end: written down as an event, where a byte takes six at the most, it has to be
+a record, too."""
 LOG_TAIL_BYTES = 8 * 1024
 LOG_TAIL_LINES = 30
 
@@ -182,11 +183,15 @@ class AttemptDirectory:
     def read_outcome(self, task: TaskId) -> Outcome | None:
         """The task's last word; None where there is none, or a damaged one.
 
-        One that the system does not let be read is a failure for lack of resources.
+        One that is too large is a failure of the user's code, and one that the system does not let be read
+        is one for lack of resources.
         """
         try:
             with open_left(self.outcome_path(task)) as file:
-                text = file.read(MAX_OUTCOME_BYTES)
+                text = file.read(MAX_OUTCOME_BYTES + 1)
+            if len(text) > MAX_OUTCOME_BYTES:
+                message = f"{task} said more than {MAX_OUTCOME_BYTES:,} bytes at its end: name fewer metrics"
+                return Outcome(TaskStatus.FAILED, FailureKind.USER_CODE, message)
             return checked(Outcome.from_json(text.decode()))
         except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
             return None
@@ -241,4 +246,4 @@ class AttemptDirectory:
     def delete(self) -> None:
         """Removes the directory and all in it."""
         remove_tree(self.path / TASKS_FOLDER, self._user)
-        shutil.rmtree(self.path, ignore_errors=True)
+        remove_tree(self.path, None)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from agent.archive import ArchiveLimits
 from agent.gpus import GpuInventory, NvmlInventory
-from nhop._listening import is_loopback
+from nhop._listening import is_loopback, is_wildcard
 
 if TYPE_CHECKING:
     from agent.task_user import TaskUser
@@ -131,7 +131,7 @@ def _is_address(host: str) -> bool:
 
 
 def _is_wildcard(host: str) -> bool:
-    return not host or (_is_address(host) and ipaddress.ip_address(host).is_unspecified)
+    return not host or is_wildcard(host)
 
 
 def parse_port_range(text: str) -> tuple[int, int]:

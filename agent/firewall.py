@@ -27,8 +27,9 @@ class Ports:
 def rules(ports: Ports, peers: Peers, connections: int = CONNECTIONS) -> str:
     """The table, in the place of an earlier one; all of it or nothing (``nft -f``).
 
-    What comes over loopback or belongs to an open connection is let in, and what is aimed at other ports
-    is not looked at. Without coordinators everybody may reach the agent's port.
+    What comes over loopback or answers this machine is let in, and what is aimed at other ports is not
+    looked at. Who may not reach a port does not so by a connection that is open already, either. Without
+    coordinators everybody may reach the agent's port.
     """
     first, last = ports.tasks
     task_ports = f"tcp dport {first}-{last}" if first != last else f"tcp dport {first}"
@@ -38,7 +39,7 @@ def rules(ports: Ports, peers: Peers, connections: int = CONNECTIONS) -> str:
     ]
     chain = [
         'iifname "lo" accept',
-        "ct state established,related accept",
+        "ct state established,related ct direction reply accept",
         f"{task_ports} ip saddr @hosts4 accept",
         f"{task_ports} ip6 saddr @hosts6 accept",
         f"{task_ports} drop",
@@ -52,6 +53,7 @@ def rules(ports: Ports, peers: Peers, connections: int = CONNECTIONS) -> str:
             chain.append(f"tcp dport {ports.agent} ip saddr != @callers4 drop")
             chain.append(f"tcp dport {ports.agent} ip6 saddr != @callers6 drop")
         chain += [
+            "ct state established accept",
             f"tcp dport {ports.agent} add @of4 {{ ip saddr ct count over {connections} }} drop",
             f"tcp dport {ports.agent} add @of6 {{ ip6 saddr & {_SUBNET} ct count over {connections} }} drop",
         ]

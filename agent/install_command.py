@@ -7,13 +7,15 @@ import shutil
 import sys
 import sysconfig
 from collections.abc import Iterator, Sequence
+from ipaddress import ip_network
 from pathlib import Path
 
 import click
 
 import nhop_models.contract
 from agent import units
-from agent.cli import Address, PortRange
+from agent.cli import Address as ListenOption
+from agent.cli import PortRange
 from agent.config import (
     DEFAULT_PORTS,
     AgentError,
@@ -23,7 +25,7 @@ from agent.config import (
     parse_advertised,
 )
 from agent.firewall import Ports, rules
-from agent.peers import RESOLVER_FILE, Peers, find_peers, resolvers
+from agent.peers import RESOLVER_FILE, Address, Peers, addresses_of, find_peers, resolvers
 from agent.task_reach import ELSEWHERE, first_closed
 from agent.task_user import TaskUser
 from agent.units import Installation
@@ -40,7 +42,7 @@ _HOMES = ("/home", "/root", "/run/user")
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.option(
     "--listen",
-    type=Address(),
+    type=ListenOption(),
     default=DEFAULT_LISTEN,
     show_default=True,
     help="As of nhop-agent: where coordinators reach it.",
@@ -106,7 +108,8 @@ def install(
         units.ENVIRONMENT: units.environment(str(listen), options, tls=not local),
     }
     if hosts is not None:
-        files |= fence(find_peers(hosts, coordinator), Ports(listen.port, port_range))
+        peers = find_peers(hosts, coordinator)
+        files |= fence(peers, Ports(listen.port, port_range), own_addresses(listen, advertise))
     if dry_run:
         for path, text in files.items():
             click.echo(f"--- {path}\n{text}")
@@ -142,13 +145,23 @@ def options_of(slots: int | None, port_range: tuple[int, int], advertise: str) -
         raise UsageError(f"--advertise: {error}") from error
 
 
-def fence(peers: Peers, ports: Ports) -> dict[Path, str]:
-    """What lets only the peers, and this machine's name servers, reach or be reached."""
+def own_addresses(listen: ListenAddress, advertise: str) -> list[Address]:
+    """Where tasks of this machine reach each other: the hosts file may name it otherwise. UsageError."""
+    named = {"--listen": "" if listen.is_wildcard or is_loopback(listen.host) else listen.host}
+    named["--advertise"] = advertise
+    return [address for option, text in named.items() if text for address in addresses_of(text, option)]
+
+
+def fence(peers: Peers, ports: Ports, own: Sequence[Address] = ()) -> dict[Path, str]:
+    """What lets only the peers, and this machine with its name servers, reach or be reached."""
     try:
         servers = resolvers(RESOLVER_FILE.read_text())
     except OSError:
         servers = ()
-    allowed = dict.fromkeys((*peers.hosts, *peers.coordinators, *servers))
+    closed = {ip_network(address) for address in units.METADATA}
+    # Of a cloud whose name server is also where it gives out credentials: allowed goes before denied.
+    servers = tuple(server for server in servers if server not in closed)
+    allowed = dict.fromkeys((*peers.hosts, *peers.coordinators, *own, *servers))
     nft = shutil.which("nft") or "/usr/sbin/nft"
     return {units.FIREWALL: rules(ports, peers), units.HOSTS_DROP_IN: units.hosts_drop_in(allowed, nft)}
 

@@ -183,9 +183,9 @@ class Processes:
                 logger.error("processes of a task that ended do not go away: %s", strays or f"group {group}")  # noqa: TRY400
                 return
 
-    def needs_clean_up(self, group: int) -> bool:
-        """Whether a dead task left anything behind; kills its process group."""
-        return not kill_group(group) or bool(self.strays())
+    def needs_clean_up(self, group: int | None) -> bool:
+        """Whether a dead task left anything behind; kills its process group, where that is known."""
+        return (group is not None and not kill_group(group)) or bool(self.strays())
 
     def close(self) -> None:
         """Lets go of all processes, without ending them."""

@@ -93,7 +93,7 @@ class Agent:
         self.owners = Owners(self._loop.time)
         self.subscribers = Subscribers()
         self.followers = Followers()
-        self._by_pid: dict[int, tuple[Attempt, TaskId]] = {}
+        self._by_pid: dict[int, tuple[Attempt, TaskId, int | None]] = {}
         self._background: set[asyncio.Task[None]] = set()
         self.rounds = Rounds(self)
         self._idle = asyncio.Event()
@@ -321,10 +321,12 @@ class Agent:
         attempt.directory.delete()
         self.places.clear(attempt.id)
 
-    def watch_process(self, attempt: Attempt, task: TaskId, pid: int, *, adopted: bool) -> None:
-        """A process is a task of an attempt from now on."""
+    def watch_process(
+        self, attempt: Attempt, task: TaskId, pid: int, *, adopted: bool, group: bool = True
+    ) -> None:
+        """A process is a task of an attempt from now on; ``group``: what is in its group goes with it."""
         attempt.pids[task] = pid
-        self._by_pid[pid] = (attempt, task)
+        self._by_pid[pid] = (attempt, task, pid if group else None)
         self.processes.add(pid, adopted=adopted)
 
     def task_gone(self, attempt: Attempt, task: TaskId, status: int | None) -> None:
@@ -413,14 +415,17 @@ class Agent:
     def task_forked(self, request: ForkRequest, pid: int, start_ticks: int) -> None:
         """From the zygote: a task lives."""
         attempt = self.attempts[request.attempt]
-        if self.places.user is not None and not self.places.user.owns(pid):
+        owned = True if self.places.user is None else self.places.user.owns(pid)
+        if owned is False or pid in self._by_pid:
             # A task that has got hold of the zygote would have us signal whatever it names.
             message = f"the zygote named process {pid}, which is no task of its, for {request.task}"
             logger.error("%s; it is replaced", message)
             self.zygote.replace()
             self.feed(attempt, TaskForkFailed(request.task, Failure(FailureKind.INTERNAL, message)))
             return
-        self.watch_process(attempt, request.task, pid, adopted=False)
+        # Of one that is gone nobody can tell whether the group of that number is its own; what is left
+        # of a task is ours to reap, group or not.
+        self.watch_process(attempt, request.task, pid, adopted=False, group=owned is not None)
         self.feed(attempt, TaskForked(request.task, pid, start_ticks))
         self._look_for_ready(attempt)  # it may have rung before its fork was told
 
@@ -451,15 +456,17 @@ class Agent:
         return () if pid is None else (pid,)
 
     def _process_exited(self, pid: int, status: int | None) -> None:
-        attempt, task = self._by_pid.pop(pid)
-        if self.processes.needs_clean_up(pid):
-            self._spawn(self._clean_up_after(attempt, task, pid, status))
+        attempt, task, group = self._by_pid.pop(pid)
+        if self.processes.needs_clean_up(group):
+            self._spawn(self._clean_up_after(attempt, task, group, status))
         else:
             self.task_gone(attempt, task, status)
 
-    async def _clean_up_after(self, attempt: Attempt, task: TaskId, pid: int, status: int | None) -> None:
+    async def _clean_up_after(
+        self, attempt: Attempt, task: TaskId, group: int | None, status: int | None
+    ) -> None:
         try:
-            await self.processes.clean_up(pid)
+            await self.processes.clean_up(group)
         finally:
             self.task_gone(attempt, task, status)
 

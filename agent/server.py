@@ -6,9 +6,9 @@ import asyncio
 import contextlib
 import faulthandler
 import fcntl
+import functools
 import logging
 import os
-import shutil
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -25,6 +25,7 @@ from agent.notify import Notifier
 from agent.recovery import recover
 from agent.runtime import ATTEMPTS, Agent
 from agent.service import AgentService
+from agent.task_places import remove_tree
 from agent.task_reach import check_reach
 from agent.task_user import check_task_user
 from nhop._decoding import Decoding
@@ -92,8 +93,9 @@ async def run(config: AgentConfig, announce: Callable[[str, int], None]) -> None
             raise AgentError(f"cannot start the zygote {config.zygote_command[0]}: {error}") from error
         try:
             await agent.gpus.find()
-            await _clean_bundles(agent)
+            await _clean(agent.bundles.clean, config.state_dir)
             recover(agent)
+            await _clean(functools.partial(agent.places.clean, frozenset(agent.attempts)), config.state_dir)
             server, status, address = await _start_server(agent, config)
             announce(str(address), len(list(agent.leases.gpus)))
             notifier.ready(f"listens on {address}")
@@ -131,18 +133,16 @@ def _let_tasks_in(agent: Agent) -> None:
     check_reach(user, state_dir, agent.places.of_zygote(os.environ))
 
 
-async def _clean_bundles(agent: Agent) -> None:
+async def _clean(clean: Callable[[], None], state_dir: Path) -> None:
     try:
-        await asyncio.to_thread(agent.bundles.clean)
+        await asyncio.to_thread(clean)
     except OSError as error:
-        raise AgentError(
-            f"cannot use {agent.config.state_dir}: {error}; choose another --state-dir"
-        ) from error
+        raise AgentError(f"cannot use {state_dir}: {error}; choose another --state-dir") from error
 
 
 def _leave_nothing(config: AgentConfig) -> None:
     """A private agent takes its files away: whoever started it may be gone before it."""
-    shutil.rmtree(config.state_dir, ignore_errors=True)
+    remove_tree(config.state_dir, None)
     if config.listen.path is not None:
         folder = config.listen.path.parent
         with contextlib.suppress(OSError):  # not empty: it is more than the sockets' place

@@ -25,9 +25,10 @@ logger = logging.getLogger(__name__)
 BATCH_EVENTS = 500
 
 BLOCKED_PAUSE = 0.5
-"""Seconds until files are read again that could not be opened for lack of descriptors or memory."""
+"""Seconds until files are read again that could not be opened for now."""
 
-_PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+_PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
+"""Lack of descriptors or memory; and a task may hold a lease (fcntl(2)) on what it writes."""
 
 Positions = Mapping[tuple[AttemptId, str], int]
 """By attempt and source: number of the last event that the receiver has."""

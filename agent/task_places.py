@@ -9,16 +9,18 @@ With a user of their own they can read or write nothing else of the state direct
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from agent.domain import AttemptId
 from agent.task_user import TaskUser, become, capabilities
+from nhop.security import handshakes
 from nhop_models.contract import CACHE_VARIABLE
 
 logger = logging.getLogger(__name__)
@@ -43,17 +45,20 @@ class TaskPlaces:
         self._base = state_dir if user is None else state_dir / f"user-{user.uid}"
 
     def open(self, *entered: Path) -> None:
-        """Makes the places, and lets tasks pass through ``entered``; raises OSError.
-
-        To be called before attempts of an earlier agent are taken over: their temporary files go.
-        """
+        """Makes the places, and lets tasks pass through ``entered``; raises OSError."""
         if self.user is None:
             return
         folders = {self._base: ENTERED, self._temporary: ENTERED, self._home: WRITTEN, self._fetched: WRITTEN}
         for path, mode in {**dict.fromkeys(entered, ENTERED), **folders}.items():
             path.mkdir(mode=0o700, exist_ok=True)
             self.user.let_in(path, mode)
-        for path in self._temporary.iterdir():
+
+    def clean(self, kept: Collection[AttemptId]) -> None:
+        """Removes what an earlier agent left but files of ``kept``, whose tasks may live; raises OSError."""
+        if self.user is None:
+            return
+        places = {self._temporary_of(attempt) for attempt in kept}
+        for path in set(self._temporary.iterdir()) - places:
             remove_tree(path, self.user)
 
     def command(self, command: Sequence[str]) -> tuple[str, ...]:
@@ -101,6 +106,7 @@ class TaskPlaces:
 
     def of_zygote(self, environment: Mapping[str, str]) -> dict[str, str]:
         """The zygote's variables, from the agent's."""
+        environment = handshakes.without(environment)  # TensorFlow's gRPC would write into the logs of tasks
         kept = {name: value for name, value in environment.items() if name not in _OF_THE_AGENT}
         if self.user is None:
             return kept
@@ -110,23 +116,30 @@ class TaskPlaces:
 
 
 def remove_tree(path: Path, user: TaskUser | None) -> None:
-    """Removes a folder in which tasks of the user have written, with all in it; logs what stays.
+    """Removes a folder in which tasks have written, with all in it; logs what stays.
 
-    A folder that a task has closed to all but its own user is removed as that user.
+    ``user`` is theirs, None: the agent's own. What a task has closed to all but its user is removed as that
+    user, and what lies too deep for this process by one that knows no depth.
     """
-    shutil.rmtree(path, ignore_errors=True)
-    if user is None or not path.exists():
+    _remove(path)
+    if not path.exists():
         return
-    # What is the agent's own cannot be removed so: that is said, and no error.
+    # What is the agent's own cannot be removed by the tasks' user: that is said, and no error.
     script = 'chmod -R u+rwx -- "$1"; rm -rf -- "$1"'
-    command = [*become(user, capabilities()), "/bin/sh", "-c", script, "sh", str(path)]
+    becoming = () if user is None else become(user, capabilities())
+    command = [*becoming, "/bin/sh", "-c", script, "sh", str(path)]
     try:
         subprocess.run(command, capture_output=True, check=False, timeout=REMOVAL_SECONDS, env=_PLAIN)
     except (OSError, subprocess.SubprocessError) as error:
-        logger.error("%s: cannot be removed as user %s: %s", path, user.name, error)  # noqa: TRY400
-    shutil.rmtree(path, ignore_errors=True)
+        logger.error("%s: cannot be removed: %s", path, error)  # noqa: TRY400
+    _remove(path)
     if path.exists():
         logger.error("%s: cannot be removed; look at the permissions of what is in it", path)
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(RecursionError):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 _PLAIN = {"PATH": os.defpath}

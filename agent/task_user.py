@@ -35,12 +35,15 @@ class TaskUser:
         os.chown(path, -1, self.gid, follow_symlinks=False)
         path.chmod(mode)  # not the mode of its making: of that the umask takes something away
 
-    def owns(self, pid: int) -> bool:
-        """Whether a process runs as this user, or is gone already."""
+    def owns(self, pid: int) -> bool | None:
+        """Whether a process runs as this user; None where it is gone."""
         try:
-            return Path(f"/proc/{pid}").stat().st_uid == self.uid
+            status = Path(f"/proc/{pid}/status").read_bytes()
         except OSError:
-            return True
+            return None
+        # Not the owner of the folder, who is root where a process cannot be traced.
+        real = next(line for line in status.splitlines() if line.startswith(b"Uid:")).split()[1]
+        return int(real) == self.uid
 
 
 def parse_task_user(text: str) -> TaskUser:

@@ -44,6 +44,7 @@ MAX_QUICK_DEATHS = 5
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 5.0
 _MAX_MESSAGE_BYTES = 1 << 16
+_LARGEST_PID = 1 << 22  # of Linux, on any machine
 _LOG_BYTES = 1 << 20
 _STDERR_TAIL_BYTES = 2_000
 
@@ -72,6 +73,17 @@ class ZygoteObserver(Protocol):
 
     def zygote_died(self, lost: Sequence[ForkRequest]) -> Awaitable[None]:
         """The zygote is dead. ``lost`` forks may have happened; they are repeated after this returns."""
+
+
+def _pid(value: object) -> int:
+    """A process that is neither the first one nor, as 0 and -1 are for signals, several; ValueError."""
+    return _whole(value, 2, _LARGEST_PID + 1)
+
+
+def _whole(value: object, first: int, end: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not first <= value < end:
+        raise ValueError(f"{value!r:.50} is not a whole number from {first} on and below {end}")
+    return value
 
 
 class Zygote:
@@ -245,8 +257,10 @@ class Zygote:
                 return
             try:
                 self._take(json.loads(data))
-            except (ValueError, KeyError, TypeError) as error:
-                logger.error("the zygote sent nonsense (%s): %.200r", error, data)  # noqa: TRY400
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                logger.error("the zygote sent nonsense (%s), and is ended: %.200r", error, data)  # noqa: TRY400
+                self.replace()
+                return
 
     def _take(self, message: dict[str, Any]) -> None:
         match message["op"]:
@@ -258,15 +272,17 @@ class Zygote:
                 logger.info("zygote %s is ready (TensorFlow %s)", self.pid, self.tensorflow_version)
                 self._send_waiting()
             case "forked":
-                self._quick_deaths = 0
+                # Checked before: the request stays, for the next zygote, where it is nonsense.
+                pid, ticks = _pid(message["pid"]), _whole(message["start_ticks"], 0, 1 << 63)
                 request = self._take_request(message["id"])
-                self._observer.task_forked(request, int(message["pid"]), int(message["start_ticks"]))
+                self._quick_deaths = 0
+                self._observer.task_forked(request, pid, ticks)
             case "fork_failed":
                 request = self._take_request(message["id"])
                 text = f"{request.task} could not be forked: {message['error']}"
                 self._observer.fork_failed(request, Failure(FailureKind.RESOURCES, text))
             case "exited":
-                self._observer.task_reaped(int(message["pid"]), int(message["status"]))
+                self._observer.task_reaped(_pid(message["pid"]), _whole(message["status"], 0, 1 << 16))
             case unknown:
                 raise ValueError(f"unknown message {unknown!r}")
 

@@ -16,7 +16,7 @@ from coordinator import events as ev
 from coordinator.agent_link import AgentLink
 from coordinator.domain import AttemptId, Reports, StudySpec
 from coordinator.errors import StudyFailedError
-from coordinator.link_errors import HostUnreachableError
+from coordinator.link_errors import HostUnreachableError, are_we_cancelled, closed
 from coordinator.room import Room
 from nhop.v1 import agent_pb2
 
@@ -123,7 +123,10 @@ class EventStream:
     async def _follow(self) -> grpc.aio.AioRpcError | None:
         """One subscription; the error that ended it, None where ``finish`` did."""
         # The stubs do not know the write and read style.
-        call = cast("Any", self.link.stub).StreamEvents()
+        try:
+            call = cast("Any", self.link.stub).StreamEvents()
+        except grpc.aio.UsageError:
+            return closed()
         work: list[asyncio.Task[None]] = []
         try:
             await call.write(self._subscription())
@@ -140,6 +143,10 @@ class EventStream:
             return error
         except asyncio.InvalidStateError:
             return await _status(call)
+        except asyncio.CancelledError:
+            if are_we_cancelled():
+                raise
+            return closed()  # one for an earlier certificate of ours: there is a newer connection
         finally:
             for task in work:
                 task.cancel()

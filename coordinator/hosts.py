@@ -14,7 +14,7 @@ from coordinator.domain import Cluster
 from coordinator.errors import HostsError, UsageError
 from coordinator.wording import some
 from nhop._hosts_file import lines_of, split_address
-from nhop._listening import is_loopback
+from nhop._listening import is_loopback, is_wildcard
 from nhop.security.client import Security
 
 DEFAULT_PORT = 7001
@@ -196,23 +196,18 @@ def is_name(target: str) -> bool:
     return not is_local(target) and not host.startswith("[") and not re.fullmatch(r"[0-9.]+", host)
 
 
-def is_wildcard(host: str) -> bool:
-    """Whether an address, IPv6 without brackets, is every interface of a machine."""
-    try:
-        return ipaddress.ip_address(host).is_unspecified
-    except ValueError:
-        return False
-
-
 def _check_host(host: str) -> None:
     """Raises ValueError for what can be no host's name or address."""
+    no_host = f"{host} is no host's address: name the one at which its agent listens"
+    if is_wildcard(host):
+        raise ValueError(no_host)
     if ":" in host or re.fullmatch(r"[0-9.]+", host):
         try:
             address = ipaddress.ip_address(host)
         except ValueError:
             raise ValueError(f"{host} is not an IP address") from None
-        if address.is_unspecified or address.is_multicast:
-            raise ValueError(f"{host} is no host's address: name the one at which its agent listens")
+        if address.is_multicast:
+            raise ValueError(no_host)
     elif len(host) > LONGEST_NAME or not all(map(_LABEL.fullmatch, host.removesuffix(".").split("."))):
         raise ValueError(f"{host!r} is neither the name nor the address of a host")
 

@@ -16,6 +16,7 @@ from coordinator.errors import StudyFailedError
 from coordinator.hosts import AgentAddress, Usable
 from coordinator.link_errors import HostUnreachableError
 from coordinator.sockets import make_private_folder, remove_private_folder
+from nhop.security import handshakes
 
 START_LIMIT = 20.0
 CLOSE_LIMIT = 15.0
@@ -65,7 +66,7 @@ class PrivateAgent:
         except OSError as error:
             raise StudyFailedError(f"{self._log}: cannot be written ({error.strerror})") from error
         paths = [PACKAGES, *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+        environment = {**handshakes.without(os.environ), "PYTHONPATH": os.pathsep.join(paths)}
         environment.pop("NHOP_TLS", None)  # the coordinator's own; nobody else reaches the agent's socket
         read, self._pipe = os.pipe()
         try:

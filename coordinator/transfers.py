@@ -191,6 +191,11 @@ class Transfers:
             raise TransferError(failure(self._address, error), passing=passing) from error
         except grpc.aio.UsageError as error:
             raise TransferError(failure(self._address, closed())) from error
+        except asyncio.CancelledError as error:
+            if are_we_cancelled():
+                raise
+            # A connection for an earlier certificate of ours, as a rule: there is a newer one.
+            raise TransferError(failure(self._address, closed()), passing=True) from error
         except TimeoutError as error:
             message = f"{self._address.name}: {name} stands still, no byte of it for {STALL_LIMIT:g} s"
             raise TransferError(Failure(FailureKind.HOST_LOST, message)) from error

@@ -17,6 +17,19 @@ def is_loopback(host: str) -> bool:
         return host.lower() == "localhost"
 
 
+def is_wildcard(host: str) -> bool:
+    """Whether an address, IPv6 without brackets, is every interface of a machine."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        try:
+            return not any(socket.inet_aton(host))  # "0" and "0x0", as what listens reads them
+        except OSError:
+            return False
+    mapped = address.ipv4_mapped if address.version == 6 else None
+    return (mapped or address).is_unspecified
+
+
 def bind_error(target: str) -> OSError | None:
     """Why nobody can listen at ``host:port``, IPv6 in brackets, or ``unix:/path``; None where one can."""
     path = Path(target.removeprefix(UNIX)) if target.startswith(UNIX) else None

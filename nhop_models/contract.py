@@ -163,6 +163,8 @@ class Outcome:
     def write(self, path: Path) -> None:
         """Replaces the file at once, so that a reader never sees half of it."""
         data = dataclasses.asdict(self)
+        data |= {"message": self.message[:MAX_MESSAGE], "detail": self.detail[-MAX_DETAIL:]}
+        data["notes"] = [note[:MAX_MESSAGE] for note in self.notes]
         data["status"] = self.status.value
         data["failure_kind"] = self.failure_kind.value if self.failure_kind else None
         write_atomically(path, json.dumps(data))

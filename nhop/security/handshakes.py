@@ -18,7 +18,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TextIO
 
 from nhop.security.telling import Sparing, readable
@@ -59,6 +59,14 @@ _REASONS = (
 def enable() -> None:
     """To be called before gRPC is imported for the first time."""
     os.environ.update(ENVIRONMENT)
+
+
+def without(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment for other processes, which nobody reads as this one: what ``enable`` set is off."""
+    if not ENVIRONMENT.items() <= environment.items():
+        return dict(environment)
+    kept = {name: value for name, value in environment.items() if name not in ENVIRONMENT}
+    return {**kept, "GRPC_VERBOSITY": "NONE"}
 
 
 class HandshakeLog:

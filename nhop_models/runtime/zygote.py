@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import gc
 import json
 import os
@@ -22,6 +23,7 @@ from typing import Any
 from nhop_models.contract import EXIT_NO_TASK, TASK_SIGNALS, TaskId
 
 MAX_MESSAGE_BYTES = 1 << 16
+_PR_SET_DUMPABLE = 4
 
 
 def import_frameworks() -> str:
@@ -92,6 +94,7 @@ class Zygote:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for descriptor in (self._channel.detach(), self._wakeup, self._notify):
                 os.close(descriptor)
+            make_traceable(True)
             from nhop_models.runtime import task
 
             task.run(request["directory"], TaskId.parse(request["task"]), request["environment"])
@@ -115,6 +118,11 @@ class Zygote:
             sys.exit(0)  # the agent is gone; the tasks live on until their leases end
 
 
+def make_traceable(traceable: bool) -> None:
+    """Whether processes of this user may trace this one, and read and write its memory."""
+    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, int(traceable))
+
+
 def start_ticks(pid: int) -> int:
     """When the process started, in clock ticks since boot: with the pid it names a process for good."""
     with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123  (on the fork path)
@@ -128,6 +136,7 @@ def main() -> None:
     arguments = parser.parse_args()
     channel = socket.socket(fileno=arguments.fd)
     channel.set_inheritable(False)
+    make_traceable(False)  # tasks run as the same user, and the agent listens to what this process says
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the agent decides when to end
     # Tasks are born with their signals blocked: one that comes before they can take it waits for them.
     signal.pthread_sigmask(signal.SIG_BLOCK, TASK_SIGNALS)

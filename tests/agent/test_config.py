@@ -31,7 +31,7 @@ def test_with_consent_one_address_of_the_network_may_be_named(text: str) -> None
     ListenAddress.parse(text).check(tls=False, insecure=True)
 
 
-@pytest.mark.parametrize("text", ["0.0.0.0:7001", "[::]:7001"])
+@pytest.mark.parametrize("text", ["0.0.0.0:7001", "[::]:7001", "[::ffff:0.0.0.0]:7001", "0:7001", "0x0:7001"])
 def test_every_interface_is_never_listened_on(text: str) -> None:
     with pytest.raises(ConfigError, match="every interface"):
         ListenAddress.parse(text).check(tls=False, insecure=True)

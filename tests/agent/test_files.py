@@ -311,7 +311,7 @@ async def test_a_batch_reads_no_more_of_a_spool_than_it_sends(tmp_path: Path, wr
     assert [event.sequence for event in await subscription.next_batch()] == list(range(500, 601))
 
 
-@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.EAGAIN])
 async def test_without_descriptors_nothing_is_left_out(
     tmp_path: Path, writer: SpoolWriter, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:

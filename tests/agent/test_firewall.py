@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import json
 import shutil
@@ -68,6 +69,24 @@ while waiting and (len(reached) < enough or time.monotonic() < begun + 1.5) and 
         kept.append(each)
 print(json.dumps(sorted(reached)))
 """
+
+
+KEEP = """
+import fcntl, socket, struct, sys, termios, time
+host, port, patience = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
+each = socket.create_connection((host, port), timeout=30)
+print("connected", flush=True)
+sys.stdin.readline()
+each.send(b"x")
+end = time.monotonic() + patience
+def unsent():
+    return struct.unpack("i", fcntl.ioctl(each, termios.TIOCOUTQ, bytes(4)))[0]
+while (kept := unsent() > 0) and time.monotonic() < end:
+    time.sleep(0.02)
+each.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+print("nothing came" if kept else "came", flush=True)
+"""
+"""Connects, and sends once it is told so: did it come, within so many seconds?"""
 
 
 def net(text: str) -> peers.Address:
@@ -237,6 +256,28 @@ def test_strangers_reach_the_agent_and_no_task(four: Network, host: str) -> None
         load(four, rules(PORTS, Peers(HOSTS)))  # in the place of the first
         for source, ports in {1: ALL, 2: ALL, 3: [7001, ELSEWHERE]}.items():
             assert reached(four, source, host, ALL, len(ports)) == ports
+
+
+@needs_nft
+@BOTH
+def test_who_is_a_host_no_more_loses_open_connections(four: Network, host: str) -> None:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(listening(four, *ALL))
+        load(four, rules(PORTS, Peers((*HOSTS, net("10.77.3.2"), net("fd77:3::2")))))
+        cases = {(2, 21_000): "came", (3, 21_000): "nothing came", (3, 7001): "came", (3, ELSEWHERE): "came"}
+        talks = {}
+        for (source, port), expected in cases.items():
+            # What is to come has all the time of a busy machine.
+            patience = 30 if expected == "came" else 1.5
+            command = [*four.inside(source), sys.executable, "-c", KEEP, host, str(port), str(patience)]
+            talk = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            talks[source, port] = stack.enter_context(talk)
+            stack.callback(talk.kill)
+        for talk in talks.values():
+            assert talk.stdout is not None
+            assert talk.stdout.readline() == "connected\n"
+        load(four, rules(PORTS, Peers(HOSTS)))
+        assert {case: talk.communicate("\n")[0].strip() for case, talk in talks.items()} == cases
 
 
 @needs_nft

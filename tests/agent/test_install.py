@@ -98,7 +98,7 @@ def test_what_was_not_written_by_the_command_counts_as_edited(text: str) -> None
 
 
 def test_hosts_give_rules_and_a_drop_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "resolv.conf").write_text("nameserver 10.0.0.53\n")
+    (tmp_path / "resolv.conf").write_text("nameserver 169.254.169.254\nnameserver 10.0.0.53\n")
     monkeypatch.setattr(install_command, "RESOLVER_FILE", tmp_path / "resolv.conf")
     (tmp_path / "hosts.txt").write_text("10.1.0.2\n[fd00::2]:7001\n")
     root = tmp_path / "root"
@@ -106,7 +106,7 @@ def test_hosts_give_rules_and_a_drop_in(tmp_path: Path, monkeypatch: pytest.Monk
     assert run(*options, "--listen", "10.1.0.1:7009", "--port-range", "3000-3999").exit_code == 0
     drop_in = below(root, HOSTS_DROP_IN).read_text()
     allowed = [line.partition("=")[2] for line in drop_in.splitlines() if line.startswith("IPAddressAllow=")]
-    assert allowed == ["localhost", "10.1.0.2", "fd00::2", "10.2.0.0/16", "10.0.0.53"]
+    assert allowed == ["localhost", "10.1.0.2", "fd00::2", "10.2.0.0/16", "10.1.0.1", "10.0.0.53"]
     rules = below(root, FIREWALL).read_text()
     assert "tcp dport 3000-3999 drop" in rules
     assert "tcp dport 7009 ip saddr != @callers4 drop" in rules

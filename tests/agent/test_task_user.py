@@ -23,6 +23,7 @@ from agent.left import StrangeFileError, open_left
 from agent.task_places import TaskPlaces
 from agent.task_reach import first_closed
 from agent.task_user import TaskUser, become, parse_task_user, why_not
+from nhop.security import handshakes
 from nhop.v1 import agent_pb2, types_pb2
 from tests.contract.harness import DEADLINE, RealAgent, attempt_id, is_kind, outcome, pids, task_id
 from tests.fakes.archives import archive, digest_of
@@ -118,10 +119,29 @@ def test_what_is_for_the_agent_alone_is_not_handed_on(tmp_path: Path) -> None:
     }
 
 
+def test_the_trace_of_the_agents_handshakes_is_not_handed_on(tmp_path: Path) -> None:
+    places = TaskPlaces(tmp_path, None)
+    assert places.of_zygote({**handshakes.ENVIRONMENT, "A": "b"}) == {"GRPC_VERBOSITY": "NONE", "A": "b"}
+    assert places.of_zygote({"GRPC_VERBOSITY": "DEBUG"}) == {"GRPC_VERBOSITY": "DEBUG"}, "as the user says"
+
+
 def test_the_place_of_temporary_files_has_a_short_name(tmp_path: Path) -> None:
     attempt = AttemptId("s" * 64, 10**18, 10**9)
     name = Path(TaskPlaces(tmp_path, USER).of_attempt(attempt)["TMPDIR"])
     assert len(str(name.relative_to(tmp_path))) <= 30, "sockets have paths of 107 bytes at most"
+
+
+def test_temporary_files_stay_while_tasks_of_an_earlier_agent_may_use_them(tmp_path: Path) -> None:
+    places = TaskPlaces(tmp_path, TaskUser("x", os.getuid() + 64_000, os.getgid()))
+    known, unknown = AttemptId("study", 1, 1), AttemptId("study", 2, 1)
+    places.open()
+    for attempt in (known, unknown):
+        places.furnish(attempt)
+    places.open()
+    folders = [Path(places.of_attempt(attempt)["TMPDIR"]) for attempt in (known, unknown)]
+    assert all(folder.exists() for folder in folders)
+    places.clean([known])
+    assert [folder.exists() for folder in folders] == [True, False]
 
 
 # --- what is not read -----------------------------------------------------------------------
@@ -267,7 +287,9 @@ async def test_a_new_agent_ends_the_tasks_of_an_earlier_one(users: Users, kind: 
         events = await agent.events(attempt_id())
         assert outcome(events, "worker/0").failure.kind == types_pb2.FAILURE_KIND_HOST_LOST
         assert not any(map(psutil.pid_exists, tasks.values()))
-        assert not listing(agent.state_dir / f"user-{users.tasks}" / "tmp")
+        async with agent.follow() as stream:
+            await stream.acknowledge((await stream.until(is_kind("attempt_ended")))[-1])
+            await until_empty(agent.state_dir / "attempts", agent.state_dir / f"user-{users.tasks}" / "tmp")
     finally:
         await agent.close()
 
@@ -301,6 +323,33 @@ async def test_a_process_that_is_no_task_is_never_signalled(users: Users) -> Non
         await agent.close()
         bystander.kill()
         await bystander.wait()
+
+
+@pytest.fixture
+def left_alone() -> Iterator[tuple[int, psutil.Process]]:
+    """The number of a process group whose first process is gone, and one that is in it still."""
+    shell = subprocess.Popen(
+        ["sh", "-c", "sleep 100 >&2 & echo $!"], stdout=subprocess.PIPE, start_new_session=True, text=True
+    )
+    left = psutil.Process(int(shell.communicate()[0]))
+    try:
+        yield shell.pid, left
+    finally:
+        left.kill()
+
+
+@needs_users
+async def test_the_group_of_a_process_that_is_gone_is_never_signalled(
+    users: Users, left_alone: tuple[int, psutil.Process]
+) -> None:
+    group, bystander = left_alone
+    agent = await launch(users, "root", zygote_arguments=["--names", str(group)])
+    try:
+        await agent.run(attempt_id(), "worker/0")
+        await agent.events(attempt_id())
+        assert bystander.status() != psutil.STATUS_ZOMBIE  # raises where it is gone
+    finally:
+        await agent.close()
 
 
 @needs_users

@@ -89,6 +89,30 @@ async def test_one_that_does_not_answer_is_replaced_and_the_fork_repeated(
     assert observer.deaths == 1
 
 
+@pytest.mark.parametrize("pid", [-1, 0, 1, 10**30])
+async def test_what_is_no_single_process_is_never_taken_for_a_task(
+    observer: Observer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    pid: int,
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setattr(module, "MAX_QUICK_DEATHS", 2)
+    command = (sys.executable, str(ROOT / "tests/fakes/zygote.py"), "--names", str(pid))
+    zygote = Zygote(command, tmp_path / "log", observer)
+    zygote.start()
+    try:
+        await ready(zygote)
+        zygote.fork(request(tmp_path))
+        failure = await asyncio.wait_for(observer.failed, DEADLINE)
+        assert failure.kind is FailureKind.INTERNAL
+        assert not observer.forked.done()
+        assert f"{pid} is not a whole number from 2 on" in caplog.text
+    finally:
+        await zygote.close()
+
+
 async def test_forks_are_given_up_where_one_after_the_other_hangs(
     zygote: Zygote, observer: Observer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

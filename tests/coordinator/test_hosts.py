@@ -100,6 +100,8 @@ def test_with_consent_hosts_of_a_network_may_be_named(line, target):
     ("line", "message"),
     [
         ("0.0.0.0", "is no host's address"),
+        ("0x0", "is no host's address"),
+        ("[::ffff:0.0.0.0]", "is no host's address"),
         ("[::]", "is no host's address"),
         ("224.0.0.1", "is no host's address"),
         ("10.0.0.300", "is not an IP address"),

@@ -46,6 +46,9 @@ def train(hp, context):
     assert code.parent == state / "bundles"
     assert refused((code / "new").touch) and refused(lambda: open(__file__, "a"))
     assert refused(lambda: os.kill(context_agent(), 0))
+    for name in ("mem", "environ"):
+        assert refused(lambda: open(f"/proc/{zygote()}/{name}", "rb").close()), name
+        open(f"/proc/self/{name}", "rb").close()
 
     assert pathlib.Path.home().is_relative_to(state) and (pathlib.Path.home() / "cache").touch() is None
     hidden = pathlib.Path(tempfile.mkdtemp()) / "hidden"
@@ -61,8 +64,13 @@ def train(hp, context):
     return {"val_loss": float(weight)}
 
 def context_agent():
-    zygote = pathlib.Path("/proc/self/stat").read_text().rpartition(")")[2].split()[1]
-    return int(pathlib.Path(f"/proc/{zygote}/stat").read_text().rpartition(")")[2].split()[1])
+    return parent_of(zygote())
+
+def zygote():
+    return parent_of("self")
+
+def parent_of(process):
+    return int(pathlib.Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
 """
 STUDY = """
 nn_model: mine:train

@@ -56,6 +56,7 @@ class Script:
     damages: bool = False  # writes garbage to its spool after the reports
     checkpoint: str = ""  # what it saves as its checkpoint, after the reports
     artifacts: dict[str, str] = field(default_factory=dict)  # files that it leaves, by name
+    metrics: int = 0  # how many of them are in its last word
     closes: bool = False  # leaves folders, with files, that are closed to all others
 
 
@@ -115,7 +116,8 @@ def run_task(directory: Path, task: TaskId, environment: dict[str, str]) -> None
     sizes = {name: len(text) for name, text in script.artifacts.items()}
     restore = directory / RESTORE_FILE
     notes = (f"went on from {restore.read_text()}",) if restore.exists() else ()
-    outcome = Outcome(status, kind, message, "", step, best, val_loss, artifacts=sizes, notes=notes)
+    metrics = {f"metric-{number}": 0.5 for number in range(script.metrics)}
+    outcome = Outcome(status, kind, message, "", step, best, val_loss, metrics, artifacts=sizes, notes=notes)
     outcome.write(outcome_path(directory, task))
     os._exit(0)
 
@@ -171,7 +173,7 @@ def _leave(what: str, directory: Path) -> None:
 def serve(channel: socket.socket, lose_fork: Path | None, names: int | None = None) -> None:
     """Serves until the socket ends; with ``lose_fork``, dies in the middle of its first fork, once.
 
-    ``names``: the process that it says to have forked, each time.
+    ``names``: the process that it says to have forked, and to have reaped, each time.
     """
     wakeup, notify = os.pipe2(os.O_NONBLOCK)
     signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -217,8 +219,16 @@ def serve(channel: socket.socket, lose_fork: Path | None, names: int | None = No
         if names is not None:
             os.kill(pid, signal.SIGKILL)
             pid = names
-        ticks = int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19])
-        send(op="forked", id=request["id"], pid=pid, start_ticks=ticks)
+        send(op="forked", id=request["id"], pid=pid, start_ticks=_start_ticks(pid))
+        if names is not None:
+            send(op="exited", pid=pid, status=0)
+
+
+def _start_ticks(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19])
+    except FileNotFoundError:  # one that it was told to name
+        return 0
 
 
 def main() -> None:

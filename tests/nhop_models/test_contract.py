@@ -117,6 +117,13 @@ def test_a_flipped_byte_is_found(tmp_path, place):
     assert caught.value.offset == 100
 
 
+def test_what_an_exception_says_at_length_is_cut_before_it_is_written(tmp_path):
+    long = "x" * 1_000_000
+    Outcome(TaskStatus.FAILED, FailureKind.USER_CODE, long, long, notes=(long,)).write(tmp_path / "o.json")
+    assert (tmp_path / "o.json").stat().st_size < 16_384
+    assert Outcome.read(tmp_path / "o.json").failure_kind is FailureKind.USER_CODE
+
+
 def test_an_outcome_comes_back_as_written(tmp_path):
     outcome = Outcome(
         TaskStatus.FAILED, FailureKind.DIVERGED, "m", "d", 5, math.nan, None, {"a": 1.0}, {"data": 0.1}
