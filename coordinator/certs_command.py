@@ -170,7 +170,7 @@ def issue(
         )
         if renewed:
             click.echo(
-                "renewed ones: earlier certificates are good until they end, and need no restart after"
+                "renewed: hosts may keep their earlier certificates until these end; new ones need no restart"
             )
     return 0
 

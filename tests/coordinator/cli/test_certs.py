@@ -194,7 +194,7 @@ def test_issue_again_with_another_host_tells_new_ones_from_renewed_ones(
     first, second, _, last = out.splitlines()
     assert first.endswith(", renewed)")
     assert "renewed" not in second
-    assert last.startswith("renewed ones: earlier certificates are good until they end")
+    assert last.startswith("renewed: hosts may keep their earlier certificates until these end")
 
 
 def test_issue_for_a_hosts_file_that_is_wrong(run: Run, certs: Path, tmp_path: Path) -> None:
