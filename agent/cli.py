@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 import uvloop
+from click.core import ParameterSource
 
 from agent.config import (
     DEFAULT_PORTS,
@@ -17,6 +18,7 @@ from agent.config import (
     AgentError,
     ConfigError,
     ListenAddress,
+    UsageError,
     default_state_dir,
     parse_advertised,
     parse_port_range,
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from nhop.security.rotation import Rotation
 
 MAX_SLOTS = 10_000
+TLS_VARIABLE = "NHOP_TLS"
 
 
 class Address(click.ParamType[ListenAddress]):
@@ -100,7 +103,8 @@ class PortRange(click.ParamType[tuple[int, int]]):
 @click.option(
     "--tls",
     type=click.Path(path_type=Path),
-    envvar="NHOP_TLS",
+    envvar=TLS_VARIABLE,
+    show_envvar=True,
     metavar="FOLDER",
     help="This host's certificate: ca.crt, tls.crt and tls.key, made by `nhop-coordinator certs issue`. "
     "Only holders of a coordinator's certificate of the same authority can then use the agent.",
@@ -192,15 +196,21 @@ def main(
     parent_pipe: int | None,
     verbose: bool,
 ) -> None:
-    """Runs tasks of NHOP trials on this host for the coordinators that ask for it."""
+    """Runs tasks of NHOP trials on this host for the coordinators that ask for it.
+
+    `nhop-agent install` writes a service of systemd, `nhop-agent firewall` prints rules for nftables: each
+    has its own --help.
+    """
     open_standard_streams()
     raise_file_limit()
+    environment = click.get_current_context().get_parameter_source("tls") is ParameterSource.ENVIRONMENT
+    named = TLS_VARIABLE if environment else "--tls"
     if tls is not None and insecure:
-        raise click.UsageError("--tls and --insecure: one of them, not both")
+        raise UsageError(f"{named} and --insecure: one of them, not both")
     try:
         listen.check(tls=tls is not None, insecure=insecure)
     except ConfigError as error:
-        raise click.UsageError(f"Invalid value for '--listen': {error}") from error
+        raise UsageError(f"--listen: {error}") from error
     if insecure and listen.task_host != "127.0.0.1":
         warning = f"--insecure: whoever reaches {listen} can run code on this machine"
         click.echo(f"nhop-agent: warning: {warning}", err=True)
@@ -219,7 +229,7 @@ def main(
         gpu_release_limit=gpu_release_limit,
         parent_pipe=parent_pipe,
         advertise=advertise,
-        tls=_certificate(tls),
+        tls=_certificate(tls, named),
         task_user=task_user,
     )
     logging.basicConfig(
@@ -229,7 +239,7 @@ def main(
     sys.exit(serve(config))
 
 
-def _certificate(folder: Path | None) -> Rotation | None:
+def _certificate(folder: Path | None, named: str) -> Rotation | None:
     if folder is None:
         return None
     from nhop.security.errors import CertificateError
@@ -239,7 +249,7 @@ def _certificate(folder: Path | None) -> Rotation | None:
     try:
         return Rotation(folder, Role.AGENT)
     except CertificateError as error:
-        raise click.UsageError(f"--tls: {error}") from error
+        raise UsageError(f"{named}: {error}") from error
 
 
 def serve(config: AgentConfig) -> int:

@@ -68,9 +68,9 @@ class ListenAddress:
             return
         if not insecure:
             raise ConfigError(
-                f"'{self}' is not on loopback: anyone who reaches it could run code here. Name this "
-                "host's certificate with --tls FOLDER (nhop-coordinator certs makes it), or, in a network "
-                "where you trust every machine, add --insecure"
+                f"'{self}' is not on loopback: without TLS anyone who reaches it could run code here. "
+                "Name this host's certificate with --tls FOLDER (nhop-coordinator certs issue makes it), or, "
+                "in a network where you trust every machine, add --insecure"
             )
         if self.is_wildcard:
             raise ConfigError(

@@ -118,7 +118,7 @@ def install(
         written = list(write(files, root or Path("/")))
     except OSError as error:
         raise AgentError(f"cannot write {error.filename}: {error.strerror}") from error
-    for line in (*written, *next_steps(tls=not local, fenced=hosts is not None)):
+    for line in (*written, *next_steps(tls=not local, fenced=hosts is not None, elsewhere=root is not None)):
         click.echo(line)
 
 
@@ -195,10 +195,10 @@ def write(files: dict[Path, str], root: Path) -> Iterator[str]:
         target = root / path.relative_to("/")
         there = target.read_text() if target.exists() else None
         if path == units.ENVIRONMENT and there not in (None, text) and units.is_edited(there or ""):
-            target = target.with_name(f"{target.name}.new")
-            yield f"kept    {path}, which was edited; what it would be is in {path}.new"
+            edited, target = target, target.with_name(f"{target.name}.new")
+            yield f"kept    {edited}, which was edited; what it would be is in {target}"
         elif there == text:
-            yield f"as it is {path}"
+            yield f"as it is {target}"
             continue
         else:
             yield f"wrote   {target}"
@@ -213,17 +213,19 @@ def write(files: dict[Path, str], root: Path) -> Iterator[str]:
             yield f"kept    {target} of an earlier --hosts; remove it where it is not wanted"
 
 
-def next_steps(*, tls: bool, fenced: bool) -> Iterator[str]:
-    """What to run after the files are in place."""
+def next_steps(*, tls: bool, fenced: bool, elsewhere: bool) -> Iterator[str]:
+    """What to run after the files are in place; ``elsewhere``: they still have to be put there."""
     yield ""
-    yield "next, as root:"
+    yield "next, as root, once these files are below / of the host:" if elsewhere else "next, as root:"
     yield f"  systemd-sysusers {units.SYSUSERS}"
     if tls:
-        folder = units.TLS_FOLDER
-        yield f"  install -d -m 0700 -o {units.AGENT_USER} -g {units.AGENT_USER} {folder}"
-        yield "  # put ca.crt, tls.crt and tls.key of this machine there (nhop-coordinator certs issue), then"
-        yield f"  chown {units.AGENT_USER}: {folder}/* && chmod 600 {folder}/tls.key"
+        owned = f"-o {units.AGENT_USER} -g {units.AGENT_USER}"
+        yield f"  install -d -m 0700 {owned} {units.TLS_FOLDER}"
+        yield "  # FOLDER: ca.crt, tls.crt and tls.key of this host, by nhop-coordinator certs issue"
+        yield f"  install -m 0600 {owned} FOLDER/* {units.TLS_FOLDER}/"
     if fenced:
         yield "  # nft must be there (Debian: apt install nftables)"
+    elif tls:
+        yield "  # without --hosts hosts.txt nothing fences the ports of tasks, which ask nobody who they are"
     yield "  systemctl daemon-reload"
     yield "  systemctl enable --now nhop-agent"

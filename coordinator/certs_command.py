@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import getpass
+import ipaddress
 import os
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from coordinator.errors import UsageError
+from coordinator.errors import NhopError, UsageError
 from nhop.security.authority import (
     AUTHORITY_KEY_FILE,
     DAYS,
@@ -24,7 +26,15 @@ from nhop.security.authority import (
     check_name,
 )
 from nhop.security.errors import CertificateError
-from nhop.security.folder import AUTHORITY_FILE, CERTIFICATE_FILE, FILES, hosts_of, identity_of, parse
+from nhop.security.folder import (
+    AUTHORITY_FILE,
+    CERTIFICATE_FILE,
+    FILES,
+    KEY_FILE,
+    hosts_of,
+    identity_of,
+    parse,
+)
 from nhop.security.identity import Identity, Role
 from nhop_models.contract import printable
 
@@ -34,6 +44,8 @@ if TYPE_CHECKING:
 FOLDERS = {Role.COORDINATOR: "coordinators", Role.AGENT: "agents", Role.CLIENT: "clients"}
 OWN = (Role.COORDINATOR, Role.CLIENT)
 """Whose certificates ``init`` makes beside the authority's: those of the person who runs it."""
+_PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+"""Why a file cannot be written although nothing is wrong with what was asked for."""
 
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -68,7 +80,8 @@ def certs() -> None:
 def init(host: tuple[str, ...], folder: Path | None, days: int) -> int:
     """Make an authority, and the certificates of this machine's coordinator and of its user as a client.
 
-    HOST: more names and addresses by which clients reach this machine's coordinator (--serve).
+    HOST: more names and addresses by which clients reach this machine's coordinator (--serve); its own name
+    and addresses are there without.
     """
     place = _place(folder)
     now = datetime.datetime.now(datetime.UTC)
@@ -77,15 +90,29 @@ def init(host: tuple[str, ...], folder: Path | None, days: int) -> int:
             alternative_name(each)
         machine = socket.gethostname()
         found = [each for each in (machine, socket.getfqdn()) if _is_host(each)]
-        hosts = _unique([*found, "localhost", "127.0.0.1", "::1", *host])
+        hosts = _unique([*found, *_addresses(), "localhost", "127.0.0.1", "::1", *host])
         name = _name(f"{_user()}.{machine}")
-        authority = Authority.create(place, f"NHOP {machine}"[:64], now)
-        click.echo(f"authority         {place} ({AUTHORITY_KEY_FILE} signs certificates: keep it here)")
-        for role in OWN:
-            own = place / role.value
-            at = hosts if role is Role.COORDINATOR else ()
-            identity = Identity(role, name)
-            _say(identity, own, authority.issue(own, identity, at, now, days))
+        owns = [place / role.value for role in OWN]
+        Authority.check_is_free(place)
+        for own in owns:
+            if (own / KEY_FILE).exists():
+                raise UsageError(
+                    f"{own}: holds a certificate already, of another authority; choose another --dir, or "
+                    "move it away"
+                )
+        ends = {}
+        with _all_or_nothing([*owns, place]) as made:
+            authority = Authority.create(place, f"NHOP {machine}"[:64], now)
+            made += [place / AUTHORITY_KEY_FILE, place / AUTHORITY_FILE]
+            for role, own in zip(OWN, owns, strict=True):
+                made += [own / each for each in FILES]
+                at = hosts if role is Role.COORDINATOR else ()
+                ends[role] = authority.issue(own, Identity(role, name), at, now, days)
+    click.echo(
+        f"authority         {place} ({AUTHORITY_KEY_FILE} signs certificates: keep it here, and a copy safe)"
+    )
+    for role, end in ends.items():
+        _say(Identity(role, name), place / role.value, end)
     click.echo("next: nhop-coordinator certs issue --hosts hosts.txt")
     return 0
 
@@ -120,6 +147,7 @@ def issue(
     with _errors():
         wanted = _wanted(role, name, host, hosts)
         authority = Authority.load(_place(folder))
+        renewed = False
         for identity, at in wanted:
             place = authority.folder / FOLDERS[identity.role] / identity.name
             own = authority.folder / identity.role.value
@@ -128,15 +156,22 @@ def issue(
             before = _issued(place, identity)
             known = list(hosts_of(before)) if before is not None else []
             wanted_hosts = at or known or _hosts_by_default(identity)
-            _say(identity, place, authority.issue(place, identity, wanted_hosts, now, days))
+            end = authority.issue(place, identity, wanted_hosts, now, days)
+            _say(identity, place, end, renewed=before is not None)
+            renewed |= before is not None
         if authority.certificate.not_valid_after_utc < now + datetime.timedelta(days=days):
             click.echo(
                 f"note: the authority itself ends on {authority.certificate.not_valid_after_utc:%Y-%m-%d}"
             )
     if any(identity.role is Role.AGENT for identity, _ in wanted):
         click.echo(
-            f"next: copy each folder ({', '.join(FILES)}) to its host, and name it there: nhop-agent --tls"
+            f"next: copy each folder ({', '.join(FILES)}) to its host, and start the agent there: "
+            "nhop-agent --listen 0.0.0.0:7001 --tls FOLDER"
         )
+        if renewed:
+            click.echo(
+                "renewed: hosts may keep their earlier certificates until these end; new ones need no restart"
+            )
     return 0
 
 
@@ -232,8 +267,44 @@ def _describe(path: Path, certificate: x509.Certificate, now: datetime.datetime)
     click.echo(printable(f"{path}: {who}{at}, {state}"))
 
 
-def _say(identity: Identity, place: Path, end: datetime.datetime) -> None:
-    click.echo(f"{identity.role.value:<18}{place} ({identity.name}, until {end:%Y-%m-%d})")
+def _say(identity: Identity, place: Path, end: datetime.datetime, *, renewed: bool = False) -> None:
+    how = ", renewed" if renewed else ""
+    click.echo(f"{identity.role.value:<18}{place} ({identity.name}, until {end:%Y-%m-%d}{how})")
+
+
+def _addresses() -> list[str]:
+    """Those of this machine by which others can reach it."""
+    import psutil
+
+    with contextlib.suppress(OSError):
+        texts = [each.address for every in psutil.net_if_addrs().values() for each in every]
+        return [text for text in texts if _is_reached_by_others(text)]
+    return []
+
+
+def _is_reached_by_others(text: str) -> bool:
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:  # of another kind, or of one interface alone
+        return False
+    return not (address.is_loopback or address.is_link_local)
+
+
+@contextlib.contextmanager
+def _all_or_nothing(folders: Sequence[Path]) -> Iterator[list[Path]]:
+    """Removes the files in the list, and folders that are new, where something goes wrong meanwhile."""
+    made: list[Path] = []
+    there = [folder for folder in folders if folder.exists()]
+    try:
+        yield made
+    except BaseException:
+        for path in made:
+            path.unlink(missing_ok=True)
+        for folder in folders:
+            if folder not in there:
+                with contextlib.suppress(OSError):  # it was not made, or somebody else put something there
+                    folder.rmdir()
+        raise
 
 
 def _unique(names: list[str]) -> list[str]:
@@ -265,4 +336,6 @@ def _errors() -> Iterator[None]:
     try:
         yield
     except CertificateError as error:
-        raise UsageError(str(error)) from error
+        cause = error.__cause__
+        passing = isinstance(cause, OSError) and cause.errno in _PASSING
+        raise (NhopError if passing else UsageError)(str(error)) from error

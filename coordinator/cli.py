@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from coordinator.errors import NhopError, UsageError
 from coordinator.process import take_over
@@ -33,6 +34,7 @@ INTERRUPTED = 130
 LOGS = "logs"
 CERTS = "certs"
 """The words that begin the other commands; a study file of such a name is ``./logs``."""
+TLS_VARIABLE = "NHOP_TLS"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,8 @@ class Words:
 @click.option(
     "--tls",
     type=click.Path(path_type=Path),
-    envvar="NHOP_TLS",
+    envvar=TLS_VARIABLE,
+    show_envvar=True,
     metavar="FOLDER",
     help="This coordinator's certificate: ca.crt, tls.crt and tls.key, for loopback, too. By default "
     "~/.config/nhop/certs/coordinator, which `nhop-coordinator certs init` makes, for all but loopback.",
@@ -161,7 +164,12 @@ def command(
 
     if insecure and hosts is None and serve is None:
         raise UsageError("--insecure is for --hosts and --serve")
-    security = _security(tls, insecure=insecure, needed=hosts is not None or serve is not None)
+    environment = click.get_current_context().get_parameter_source("tls") is ParameterSource.ENVIRONMENT
+    named = TLS_VARIABLE if environment else "--tls"
+    if tls is not None and insecure:
+        raise UsageError(f"{named} and --insecure: one of them, not both")
+    needed = hosts is not None or serve is not None
+    security = _security(tls, insecure=insecure, needed=needed, named=named)
     source = None if hosts is None else parse_source(hosts)
     policy = HostPolicy(wait_hosts, min_hosts, host_limit, source, security)
     if serve is not None:
@@ -206,6 +214,9 @@ def run(arguments: Sequence[str]) -> int:
         chosen, name, rest = certs, f"{PROGRAM} {CERTS}", rest[1:]
     try:
         status = chosen.main(args=rest, prog_name=name, standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help() if error.ctx else name, err=True)
+        return 2
     except click.UsageError as error:
         _say(f"{error.format_message()}\nsee {name} --help")
         return 2
@@ -264,8 +275,11 @@ def _serve(address: str, policy: HostPolicy, output: str | None) -> int:
     return 0  # a signal is how a service ends
 
 
-def _security(folder: Path | None, *, insecure: bool, needed: bool) -> Security:
-    """How those off this machine are spoken to; UsageError where the certificate cannot be used."""
+def _security(folder: Path | None, *, insecure: bool, needed: bool, named: str) -> Security:
+    """How those off this machine are spoken to; UsageError where the certificate cannot be used.
+
+    ``named``: what says which folder.
+    """
     from nhop.security.client import Security
     from nhop.security.errors import CertificateError
     from nhop.security.identity import Role
@@ -275,7 +289,7 @@ def _security(folder: Path | None, *, insecure: bool, needed: bool) -> Security:
     try:
         return Security.find(folder, Role.COORDINATOR, insecure=insecure)
     except CertificateError as error:
-        raise UsageError(f"--tls: {error}") from error
+        raise UsageError(f"{named}: {error}") from error
 
 
 def _read_hosts(policy: HostPolicy) -> tuple[AgentAddress, ...] | None:

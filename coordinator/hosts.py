@@ -142,9 +142,10 @@ def parse_hosts(text: str, source: str, *, refusal: str = NEEDS_TLS) -> tuple[Ag
     addresses: list[AgentAddress] = []
     problems: list[str] = []
     lines: dict[str, int] = {}
+    refused: list[str] = []
     for number, words in lines_of(text):
         try:
-            address = parse_line(words, refusal=refusal)
+            address = parse_line(words, refusal="")
         except ValueError as error:
             problems.append(f"{source}:{number}: {error}")
             continue
@@ -152,7 +153,12 @@ def parse_hosts(text: str, source: str, *, refusal: str = NEEDS_TLS) -> tuple[Ag
         if first != number:
             problems.append(f"{source}:{number}: {address.target} is listed already, in line {first}")
             continue
+        if refusal and not is_local(address.target):
+            refused.append(f"{source}:{number}: {split_address(words[0])[0]}")
         addresses.append(address)
+    if refused:
+        others = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
+        problems.append(f"{refused[0]}{others}: {refusal}")
     if not addresses and not problems:
         problems.append(f"{source}: lists no host; write one 'host[:port] [slots=N] [gpus=N]' a line")
     if problems:

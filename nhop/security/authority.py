@@ -7,7 +7,7 @@ import ipaddress
 import os
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,12 +66,7 @@ class Authority:
 
         Raises CertificateError where one is there already, or the folder cannot be written.
         """
-        for present in (folder / AUTHORITY_FILE, folder / AUTHORITY_KEY_FILE):
-            if _exists(present):
-                raise CertificateError(
-                    f"{present}: is there already, and certificates that it has signed may be in use; "
-                    "choose another --dir, or remove it to begin anew"
-                )
+        cls.check_is_free(folder)
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         certificate = (
@@ -81,18 +76,26 @@ class Authority:
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
             .sign(key, hashes.SHA256())
         )
-        write_private(folder / AUTHORITY_KEY_FILE, _key_text(key))
-        _write(folder / AUTHORITY_FILE, _text(certificate), 0o644)
+        _write(
+            folder, {AUTHORITY_KEY_FILE: (_key_text(key), 0o600), AUTHORITY_FILE: (_text(certificate), 0o644)}
+        )
         return cls(folder, certificate, key, _text(certificate))
+
+    @staticmethod
+    def check_is_free(folder: Path) -> None:
+        """Raises CertificateError where a folder holds an authority, or half of one."""
+        for present in (folder / AUTHORITY_FILE, folder / AUTHORITY_KEY_FILE):
+            if _exists(present):
+                raise CertificateError(
+                    f"{present}: is there already, and certificates that it has signed may be in use: `certs "
+                    f"issue` makes more. To begin anew choose another --dir, or move {folder} away"
+                )
 
     @classmethod
     def load(cls, folder: Path) -> Authority:
         """The authority of a folder; CertificateError where there is none, or others can read its key."""
         path = folder / AUTHORITY_KEY_FILE
-        if not _exists(path):
-            raise CertificateError(
-                f"{folder}: there is no authority; make one with: nhop-coordinator certs init"
-            )
+        _check_is_whole(folder)
         check_key_file(path)
         try:
             key = serialization.load_pem_private_key(path.read_bytes(), None)
@@ -116,8 +119,8 @@ class Authority:
     ) -> datetime.datetime:
         """Writes a TLS folder for the holder, who is reached at ``hosts``; returns when it ends.
 
-        What is there already is replaced, file by file: who reads it just then finds that the key is not
-        the certificate's, and reads it again. Raises CertificateError.
+        What is there already is replaced once all is written, file by file: who reads it just then finds
+        that the key is not the certificate's, and reads it again. Raises CertificateError.
         """
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, identity.name[:64])])
@@ -139,9 +142,12 @@ class Authority:
             )
             .sign(self.key, hashes.SHA256())
         )
-        write_private(place / KEY_FILE, _key_text(key))
-        _write(place / CERTIFICATE_FILE, _text(certificate), 0o644)
-        _write(place / AUTHORITY_FILE, self.trusted, 0o644)
+        files = {
+            KEY_FILE: (_key_text(key), 0o600),
+            CERTIFICATE_FILE: (_text(certificate), 0o644),
+            AUTHORITY_FILE: (self.trusted, 0o644),
+        }
+        _write(place, files)
         return certificate.not_valid_after_utc
 
 
@@ -166,27 +172,56 @@ def alternative_name(host: str) -> x509.GeneralName:
     return x509.DNSName(host.removesuffix(".").lower())
 
 
-def write_private(path: Path, content: bytes) -> None:
-    """Writes what only its owner may read, whole or not at all; makes its folder. CertificateError."""
-    _write(path, content, 0o600)
-
-
-def _write(path: Path, content: bytes, mode: int) -> None:
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+def _write(folder: Path, files: Mapping[str, tuple[bytes, int]]) -> None:
+    """Writes files, each with its mode, and makes their folder: none before there is room for all."""
+    made: dict[Path, Path] = {}
+    path = folder
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        _make(folder)
         try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
+            for name, (content, mode) in files.items():
+                path = folder / name
+                temporary = path.with_name(f".{name}.{secrets.token_hex(8)}")
+                descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+                made[temporary] = path
+                with os.fdopen(descriptor, "wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+            for temporary, path in made.items():
+                temporary.replace(path)
         except BaseException:
-            temporary.unlink(missing_ok=True)
+            for temporary in made:
+                temporary.unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise CertificateError(f"{path}: cannot be written ({error.strerror})") from None
+        raise CertificateError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def _make(folder: Path) -> None:
+    """Makes a folder and those above it that are missing, all for their owner alone. OSError."""
+    if not folder.parent.exists():
+        _make(folder.parent)
+    folder.mkdir(mode=0o700, exist_ok=True)
+
+
+def _check_is_whole(folder: Path) -> None:
+    """Raises CertificateError where a folder holds no authority, or half of one."""
+    key, certificate = (_exists(folder / name) for name in (AUTHORITY_KEY_FILE, AUTHORITY_FILE))
+    if key and certificate:
+        return
+    if key:
+        raise CertificateError(
+            f"{folder}/{AUTHORITY_FILE}: is missing beside {AUTHORITY_KEY_FILE}; copy it from a folder that "
+            "was issued here, each has one"
+        )
+    if certificate:
+        raise CertificateError(
+            f"{folder}/{AUTHORITY_KEY_FILE}: is missing: nothing can be issued without it. Put a copy back; "
+            "if there is none, make a new authority (nhop-coordinator certs init --dir ANOTHER). What was "
+            "issued serves until it ends"
+        )
+    raise CertificateError(f"{folder}: there is no authority; make one with: nhop-coordinator certs init")
 
 
 def _exists(path: Path) -> bool:

@@ -15,10 +15,13 @@ if TYPE_CHECKING:
     import grpc
 
 CERTS = "certs"
-HOW = (
-    "Make certificates with `nhop-coordinator certs init`, or name a folder with --tls; in a network where "
-    "you trust every machine --insecure goes without, here and on the other side"
-)
+_GET = {
+    Role.COORDINATOR: "Make certificates with `nhop-coordinator certs init`, once for all machines, or name "
+    "a folder with --tls",
+    Role.CLIENT: "Have one made where the authority is (`nhop-coordinator certs issue client NAME`) and copy "
+    "it there, or name its folder with --tls (in Python tls=)",
+}
+_WITHOUT = "in a network where you trust every machine --insecure goes without, here and on the other side"
 
 
 class ClientTls:
@@ -61,6 +64,12 @@ def default_certs() -> Path:
     return base / "nhop" / CERTS
 
 
+def _refusal(role: Role, why: str) -> str:
+    """Why nobody off loopback is spoken to, and what to do; of the roles that have a default certificate."""
+    others = "coordinators" if role is Role.CLIENT else "hosts"
+    return f"{others} off this machine need TLS, and {why}. {_GET[role]}; {_WITHOUT}"
+
+
 @dataclass(frozen=True, slots=True)
 class Security:
     """How those off this machine are spoken to.
@@ -86,12 +95,12 @@ class Security:
         try:
             usual = default_certs() / role.value
             if not usual.is_dir():
-                return cls(None, f"hosts off this machine need TLS, and {usual} is not there. {HOW}")
+                return cls(None, _refusal(role, f"{usual} is not there"))
             return cls(ClientTls(usual, role, loopback=False))
         except CertificateError as error:
             return cls(None, str(error))
         except OSError as error:
-            return cls(None, f"hosts off this machine need TLS, and {usual}: {error.strerror}. {HOW}")
+            return cls(None, _refusal(role, f"{usual}: {error.strerror}"))
 
     @property
     def insecure(self) -> bool:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 _ISSUE = "nhop-coordinator certs issue"
+_ONE = ": issue both sides' in the same place, where `nhop-coordinator certs init` was run once"
 _TLS = (
     (
         "Hostname Verification Check failed",
-        "its certificate is not for that name or address: " + _ISSUE + " one that is",
+        "its certificate is not for that name or address: it is that of another host, or has to be issued "
+        "again for this one (" + _ISSUE + ")",
     ),
     (
         "certificate has expired",
@@ -14,9 +16,9 @@ _TLS = (
     ),
     ("certificate is not yet valid", "its certificate is not valid yet; is this clock right?"),
     ("unsupported certificate purpose", "its certificate is that of a client, not of a server"),
-    ("unable to get local issuer", "its certificate is of another authority than our ca.crt"),
-    ("self-signed certificate", "its certificate is of no authority that our ca.crt has"),
-    ("self signed certificate", "its certificate is of no authority that our ca.crt has"),
+    ("unable to get local issuer", "its certificate is of another authority than our ca.crt" + _ONE),
+    ("self-signed certificate", "its certificate is of no authority that our ca.crt has" + _ONE),
+    ("self signed certificate", "its certificate is of no authority that our ca.crt has" + _ONE),
     ("WRONG_VERSION_NUMBER", "what listens there does not speak TLS; was it started with --insecure?"),
 )
 _CUT_OFF = ("Socket closed", "Connection reset", "Broken pipe", "EOF")
@@ -40,6 +42,6 @@ def tls_problem(details: str, *, tls: bool) -> str:
             "authority, and not expired by its clock?"
         )
     return (
-        "it ends the connection at once: it speaks TLS, probably; name our certificate with --tls FOLDER, "
-        "and leave --insecure out"
+        "it ends the connection at once: it speaks TLS, probably; use --tls FOLDER (our certificate), not "
+        "--insecure"
     )

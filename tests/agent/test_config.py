@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
-from agent.cli import main
 from agent.config import AgentConfig, ConfigError, ListenAddress, join_port, parse_advertised
 
 
@@ -90,17 +88,3 @@ def test_what_may_be_advertised(text: str, host: str) -> None:
 def test_what_may_not_be_advertised(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_advertised(text)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--listen", "192.0.2.7:7001"], "add --insecure"),
-        (["--insecure", "--listen", "0.0.0.0:7001"], "every interface"),
-        (["--listen", "127.0.0.1:7001", "--advertise", "node:7001"], "--advertise"),
-    ],
-)
-def test_the_command_says_what_is_wrong(arguments: list[str], message: str) -> None:
-    result = CliRunner().invoke(main, arguments)
-    assert result.exit_code == 2
-    assert message in result.output

@@ -61,6 +61,18 @@ def test_options_are_in_the_environment_file(tmp_path: Path) -> None:
     assert "/etc/nhop/tls" in done.stdout
 
 
+def test_what_comes_next_is_said_where_it_is_to_be_done(tmp_path: Path) -> None:
+    hosts = tmp_path / "hosts.txt"
+    hosts.write_text("10.0.0.5\n")
+    off_loopback = ("--root", tmp_path / "root", *STANDARD, "--listen", "10.0.0.5:7001")
+    bare, fenced = run(*off_loopback).stdout, run(*off_loopback, "--hosts", hosts).stdout
+    for shown in (bare, fenced):
+        assert "\nnext, as root, once these files are below / of the host:\n" in shown
+    assert "without --hosts hosts.txt nothing fences the ports of tasks" in bare
+    assert "nothing fences" not in fenced
+    assert "nothing fences" not in run("--root", tmp_path / "loopback", *STANDARD).stdout
+
+
 def test_on_loopback_no_certificates_are_needed(tmp_path: Path) -> None:
     done = run("--root", tmp_path, *STANDARD)
     assert "#NHOP_TLS=/etc/nhop/tls" in below(tmp_path, ENVIRONMENT).read_text()
@@ -88,7 +100,8 @@ def test_options_that_were_edited_are_kept(tmp_path: Path) -> None:
     path.write_text(edited)
     done = run("--root", tmp_path, *STANDARD, "--slots", 3)
     assert path.read_text() == edited
-    assert f"kept    {ENVIRONMENT}, which was edited; what it would be is in {ENVIRONMENT}.new" in done.stdout
+    there = below(tmp_path, ENVIRONMENT)
+    assert f"kept    {there}, which was edited; what it would be is in {there}.new" in done.stdout
     assert "NHOP_OPTIONS=--slots 3\n" in path.with_name("agent.env.new").read_text()
 
 

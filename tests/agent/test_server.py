@@ -12,11 +12,10 @@ from typing import Any
 
 import grpc
 import pytest
-from click.testing import CliRunner
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from agent.cli import main
+from agent.words import run
 from nhop.v1 import agent_pb2
 from tests.contract.harness import DEADLINE, RealAgent, attempt_id, start_request, task_id
 
@@ -46,10 +45,13 @@ def nhop_agent(*arguments: str) -> subprocess.CompletedProcess[str]:
         ([], "--listen"),
     ],
 )
-def test_wrong_usage_is_said_and_ends_with_2(arguments: list[str], message: str) -> None:
-    result = CliRunner().invoke(main, arguments)
-    assert result.exit_code == 2
-    assert message in result.output
+def test_wrong_usage_is_said_and_ends_with_2(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run(arguments)
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
 
 
 def test_a_state_directory_that_cannot_be_made(tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ async def test_a_study_with_a_certificate_of_others(scene: Scene, who: str) -> N
 async def test_a_study_without_tls_at_an_agent_that_has_it(scene: Scene) -> None:
     done = await scene.study()
     assert (done.status, len(done.lines)) == (3, 1), done
-    assert "it speaks TLS, probably; name our certificate with --tls FOLDER" in done.err
+    assert "it speaks TLS, probably; use --tls FOLDER (our certificate)" in done.err
 
 
 async def test_a_study_with_tls_at_an_agent_that_has_none(scene: Scene) -> None:
@@ -285,7 +285,7 @@ async def test_a_client_says_in_a_line_what_is_wrong(scene: Scene, served: Serve
     for folder, said in (
         (strange, "it ends the connection when it sees our certificate, and its log says why"),
         (distrusting, "its certificate is of another authority than our ca.crt"),
-        (None, "it speaks TLS, probably; name our certificate with --tls FOLDER"),
+        (None, "it speaks TLS, probably; use --tls FOLDER (our certificate)"),
     ):
         with nhop.Client(served.address, tls=folder) as client, pytest.raises(CoordinatorError) as caught:
             await asyncio.to_thread(client.list)

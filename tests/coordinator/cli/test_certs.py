@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import getpass
 import os
 import re
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from coordinator import cli
@@ -72,9 +75,58 @@ def test_init_twice(run: Run, certs: Path) -> None:
     assert (status, out) == (2, "")
     assert err == (
         f"nhop-coordinator: {certs}/ca.crt: is there already, and certificates that it has signed may be in "
-        "use; choose another --dir, or remove it to begin anew\n"
+        f"use: `certs issue` makes more. To begin anew choose another --dir, or move {certs} away\n"
     )
     assert {path: path.read_bytes() for path in certs.rglob("*") if path.is_file()} == before
+
+
+def test_init_names_the_addresses_by_which_others_reach_this_machine(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = ("127.0.0.1", "10.0.0.5", "::1", "fd00::5", "fe80::1%eth0", "169.254.3.4", "02:42:ac:11:00:02")
+    found = {"eth0": [SimpleNamespace(address=text) for text in texts]}
+    monkeypatch.setattr(psutil, "net_if_addrs", lambda: found)
+    assert run("init", folder=tmp_path / "c")[0] == 0
+    hosts = read(tmp_path / "c" / "coordinator").hosts
+    assert set(texts) & set(hosts) == {"127.0.0.1", "10.0.0.5", "::1", "fd00::5"}
+
+
+@pytest.mark.parametrize("number", range(1, 9))
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), 1),
+        (OSError(errno.EROFS, "no"), 2),
+        (KeyboardInterrupt, 130),
+    ],
+)
+def test_init_that_is_cut_short_leaves_nothing(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, error: BaseException, status: int
+) -> None:
+    written = iter(range(1, 9))
+
+    def full(_: int) -> None:
+        if next(written) == number:
+            raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        found, out, err = run("init", folder=tmp_path / "certs")
+    assert (found, out) == (status, "")
+    assert len(err.split("\n")) == 2
+    assert bool(err.strip()) == (status != 130)
+    assert list(tmp_path.iterdir()) == []
+    assert run("init", folder=tmp_path / "certs")[0] == 0
+
+
+def test_init_spares_a_certificate_that_came_from_elsewhere(run: Run, tmp_path: Path) -> None:
+    folder = Office(tmp_path / "office").issue(COORDINATOR, "bob", place=tmp_path / "certs" / "coordinator")
+    before = read(folder)
+    status, out, err = run("init", folder=tmp_path / "certs")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert f"{folder}: holds a certificate already" in err
+    assert read(folder) == before
+    assert not (tmp_path / "certs" / "ca.key").exists()
 
 
 def test_init_makes_nothing_where_a_host_is_wrong(run: Run, tmp_path: Path) -> None:
@@ -128,6 +180,21 @@ def test_issue_for_a_hosts_file(run: Run, certs: Path, tmp_path: Path) -> None:
         assert files.hosts == (path.name,)
         assert str(path) in out
     assert out.splitlines()[-1].startswith("next: copy each folder (ca.crt, tls.crt, tls.key) to its host")
+
+
+def test_issue_again_with_another_host_tells_new_ones_from_renewed_ones(
+    run: Run, certs: Path, tmp_path: Path
+) -> None:
+    hosts = tmp_path / "hosts.txt"
+    hosts.write_text("10.0.0.1\n")
+    _, out, _ = run("issue", "--hosts", hosts, folder=certs)
+    assert "renewed" not in out
+    hosts.write_text("10.0.0.1\n10.0.0.2\n")
+    _, out, _ = run("issue", "--hosts", hosts, folder=certs)
+    first, second, _, last = out.splitlines()
+    assert first.endswith(", renewed)")
+    assert "renewed" not in second
+    assert last.startswith("renewed: hosts may keep their earlier certificates until these end")
 
 
 def test_issue_for_a_hosts_file_that_is_wrong(run: Run, certs: Path, tmp_path: Path) -> None:

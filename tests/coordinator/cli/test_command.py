@@ -122,7 +122,7 @@ def test_a_dry_run_waits_for_no_host_and_names_all_that_do_not_answer(capsys):
 def test_hosts_off_this_machine_need_consent_and_are_warned_of(capsys):
     Path("hosts.txt").write_text("192.0.2.1\n192.0.2.2\n192.0.2.3\n192.0.2.4\nlocalhost\n")
     arguments = ["--hosts", "hosts.txt", "--insecure", "--min-hosts", "9"]
-    check(capsys, ["--hosts", "hosts.txt"], 2, "hosts.txt:1", "hosts.txt:4", "--insecure")
+    check(capsys, ["--hosts", "hosts.txt"], 2, "hosts.txt:1: 192.0.2.1 (and 3 more): ", "--insecure")
     check(capsys, arguments, 2, "--min-hosts 9")  # before anything is asked
     arguments = ["--hosts", "hosts.txt", "--insecure", "with", "opt_epoch=0"]
     check(capsys, arguments, 2, "opt_epoch")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import ipaddress
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nhop.security.authority import SKEW, Authority, alternative_name, check_name, write_private
+from nhop.security.authority import SKEW, Authority, alternative_name, check_name
 from nhop.security.errors import CertificateError
 from nhop.security.identity import Identity, Role
 from tests.certificates import AGENT, CLIENT, COORDINATOR, DAY, Office, utc_now
@@ -130,13 +132,14 @@ def test_it_hands_on_all_that_is_trusted(office: Office, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (lambda f: (f / "ca.key").unlink(), "there is no authority; make one with"),
+        (shutil.rmtree, "there is no authority; make one with"),
+        (lambda f: (f / "ca.key").unlink(), "ca.key: is missing: nothing can be issued without it"),
         (lambda f: (f / "ca.key").chmod(0o644), "others can read this key"),
         (lambda f: (f / "ca.key").write_text("garbage"), "its authority cannot be used"),
         (lambda f: (f / "ca.crt").write_text("garbage"), "is no certificate in PEM"),
-        (lambda f: (f / "ca.crt").unlink(), "its authority cannot be used"),
+        (lambda f: (f / "ca.crt").unlink(), "ca.crt: is missing beside ca.key; copy it from a folder"),
         (
-            lambda f: write_private(f / "ca.key", (f.parent / "other/ca/ca.key").read_bytes()),
+            lambda f: (f / "ca.key").write_bytes((f.parent / "other/ca/ca.key").read_bytes()),
             "ca.key is not the key of ca.crt",
         ),
     ],
@@ -150,19 +153,48 @@ def test_one_that_cannot_be_used(office: Office, tmp_path: Path, spoil: object, 
     assert str(office.authority.folder) in str(caught.value)
 
 
-def test_what_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
-    (tmp_path / "key").mkdir()
-    with pytest.raises(CertificateError, match="key: cannot be written"):
-        write_private(tmp_path / "key", b"secret")
-    assert [path.name for path in tmp_path.iterdir()] == ["key"]
+def test_what_cannot_be_written_leaves_nothing(office: Office, tmp_path: Path) -> None:
+    (tmp_path / "a" / "tls.key").mkdir(parents=True)
+    with pytest.raises(CertificateError, match=r"a/tls\.key: cannot be written"):
+        office.authority.issue(tmp_path / "a", Identity(AGENT, "a"), ["a"], utc_now())
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["tls.key"]
 
 
-def test_a_link_is_replaced_not_followed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [1, 2, 3])
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+def test_a_renewal_that_is_cut_short_leaves_what_was_there(
+    office: Office, monkeypatch: pytest.MonkeyPatch, number: int, error: BaseException
+) -> None:
+    folder = office.issue(AGENT, "a")
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    written = iter(range(1, 4))
+
+    def full(_: int) -> None:
+        if next(written) == number:
+            raise error
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises((CertificateError, KeyboardInterrupt)):
+        office.authority.issue(folder, Identity(AGENT, "a"), ["a"], utc_now())
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_link_is_replaced_not_followed(office: Office, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").write_bytes(b"")
-    (tmp_path / "key").symlink_to("elsewhere")
-    write_private(tmp_path / "key", b"secret")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "tls.key").symlink_to("../elsewhere")
+    office.authority.issue(tmp_path / "a", Identity(AGENT, "a"), ["a"], utc_now())
     assert (tmp_path / "elsewhere").read_bytes() == b""
-    assert mode(tmp_path / "key") == 0o600
+    assert mode(tmp_path / "a" / "tls.key") == 0o600
+
+
+def test_folders_are_their_owners_whatever_the_umask(office: Office, tmp_path: Path) -> None:
+    umask = os.umask(0)
+    try:
+        office.authority.issue(tmp_path / "b" / "c" / "d", Identity(AGENT, "a"), ["a"], utc_now())
+    finally:
+        os.umask(umask)
+    assert [mode(tmp_path / way) for way in ("b", "b/c", "b/c/d")] == [0o700] * 3
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "-x", "x.", "a b", "a\nb", "å", "a" * 129])

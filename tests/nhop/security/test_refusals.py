@@ -29,7 +29,7 @@ def test_with_tls(details: str, words: str) -> None:
 
 @pytest.mark.parametrize("details", ["Socket closed", "recvmsg:Connection reset by peer", "Broken pipe"])
 def test_without_tls(details: str) -> None:
-    assert "name our certificate with --tls FOLDER" in tls_problem(FAILED + details, tls=False)
+    assert "use --tls FOLDER (our certificate)" in tls_problem(FAILED + details, tls=False)
 
 
 @pytest.mark.parametrize("tls", [True, False])
