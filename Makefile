@@ -63,10 +63,7 @@ audit: $(STAMP)  ## Asks PyPI for advisories of all that is locked (needs pypi.o
 	$(BIN)/python -m tools.supply audit
 
 # In an environment of its own, with the locked packages but not the sources beside it.
-release-test-deploy: $(STAMP)  ## Whole deployments: units and rules on three hosts, EC2, Slurm, Kubernetes (some minutes)
-	$(BIN)/python -m pytest -m deploy
-
-check: $(STAMP)  ## Builds dist/, and tries the wheel in a clean environment (some minutes)
+release-check: $(STAMP)  ## Builds dist/, and tries the wheel in a clean environment (some minutes)
 	rm -rf dist
 	$(BIN)/python -m build --no-isolation --outdir dist . >/dev/null
 	cd dist && sha256sum * >SHA256SUMS && cat SHA256SUMS
