@@ -193,7 +193,7 @@ def write(files: dict[Path, str], root: Path) -> Iterator[str]:
     """Writes what is not there yet as it must be; says each. Raises OSError."""
     for path, text in files.items():
         target = root / path.relative_to("/")
-        there = target.read_text() if target.exists() else None
+        there = target.read_text(errors="replace") if target.exists() else None
         if path == units.ENVIRONMENT and there not in (None, text) and units.is_edited(there or ""):
             edited, target = target, target.with_name(f"{target.name}.new")
             yield f"kept    {edited}, which was edited; what it would be is in {target}"
@@ -205,7 +205,8 @@ def write(files: dict[Path, str], root: Path) -> Iterator[str]:
         target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.new")
         temporary.write_text(text)
-        temporary.chmod(0o644)
+        # Credentials for the data of tasks may be put there.
+        temporary.chmod(0o600 if path == units.ENVIRONMENT else 0o644)
         temporary.replace(target)
     for path in (units.HOSTS_DROP_IN, units.FIREWALL):
         target = root / path.relative_to("/")

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import nhop_models.contract
-from agent.config import UsageError
+from agent.config import AgentError, UsageError
 from agent.task_user import TaskUser, become, capabilities
 
 PROBE_SECONDS = 60.0
@@ -36,7 +36,7 @@ ELSEWHERE = "install NHOP where every user can read it, such as /opt/nhop/.venv"
 def check_reach(user: TaskUser, state_dir: Path, environment: Mapping[str, str]) -> None:
     """Raises UsageError where the user cannot use this installation, or reach the state directory.
 
-    ``environment`` is what the zygote will have.
+    AgentError where that is not known in time. ``environment`` is what the zygote will have.
     """
     python = (
         sys.executable,
@@ -52,7 +52,13 @@ def check_reach(user: TaskUser, state_dir: Path, environment: Mapping[str, str])
         probe = subprocess.run(
             command, capture_output=True, text=True, check=False, timeout=PROBE_SECONDS, env=environment
         )
-    except (OSError, subprocess.SubprocessError) as error:
+    except subprocess.TimeoutExpired as error:
+        # Of a machine that stalls: a service manager tries it again.
+        raise AgentError(
+            f"--task-user {user.name}: Python did not start as that user within {PROBE_SECONDS:g} s; is the "
+            "machine, or a file system on the way, stuck?"
+        ) from error
+    except OSError as error:
         raise UsageError(f"--task-user {user.name}: {shlex.join(command[:6])} ...: {error}") from error
     if probe.returncode == 0:
         return

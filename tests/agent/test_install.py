@@ -105,6 +105,17 @@ def test_options_that_were_edited_are_kept(tmp_path: Path) -> None:
     assert "NHOP_OPTIONS=--slots 3\n" in path.with_name("agent.env.new").read_text()
 
 
+def test_options_may_hold_credentials_in_any_encoding(tmp_path: Path) -> None:
+    run("--root", tmp_path, *STANDARD)
+    path = below(tmp_path, ENVIRONMENT)
+    assert path.stat().st_mode & 0o777 == 0o600
+    edited = path.read_bytes() + "AWS_SECRET_ACCESS_KEY=é\n".encode("latin-1")
+    path.write_bytes(edited)
+    assert run("--root", tmp_path, *STANDARD).exit_code == 0
+    assert path.read_bytes() == edited
+    assert path.with_name("agent.env.new").stat().st_mode & 0o777 == 0o600
+
+
 @pytest.mark.parametrize("text", ["", "NHOP_LISTEN=x\n", "# As `nhop-agent install` wrote it: 0000\n"])
 def test_what_was_not_written_by_the_command_counts_as_edited(text: str) -> None:
     assert is_edited(text)

@@ -17,11 +17,11 @@ import grpc
 import psutil
 import pytest
 
-from agent.config import ConfigError
+from agent.config import AgentError, ConfigError
 from agent.domain import AttemptId
 from agent.left import StrangeFileError, open_left
 from agent.task_places import TaskPlaces
-from agent.task_reach import first_closed
+from agent.task_reach import check_reach, first_closed
 from agent.task_user import TaskUser, become, parse_task_user, why_not
 from nhop.security import handshakes
 from nhop.v1 import agent_pb2, types_pb2
@@ -96,6 +96,18 @@ def test_the_first_folder_that_is_closed_is_named(tmp_path: Path) -> None:
     path.parent.chmod(0o755)
     path.chmod(0o600)
     assert first_closed(path, user) == (above or path)
+
+
+def test_a_machine_that_stalls_is_no_wrong_use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Of which a service manager would start the agent no more."""
+
+    def stall(command: list[str], **options: Any) -> None:
+        raise subprocess.TimeoutExpired(command, options["timeout"])
+
+    monkeypatch.setattr(subprocess, "run", stall)
+    with pytest.raises(AgentError, match="did not start as that user within 60 s") as error:
+        check_reach(USER, tmp_path, {})
+    assert error.value.exit_status == 1
 
 
 # --- what tasks are told --------------------------------------------------------------------
