@@ -16,11 +16,12 @@ import pytest
 
 from tests.as_systemd import names_of
 from tests.e2e.conftest import MARKER, ROOT, SCRIPTS, Commands, summary
-from tests.users import needs_users, some_users
+from tests.users import is_hidden, needs_users, some_users
 
 missing = [name for name in ("systemd-sysusers", "systemd-analyze", "setpriv") if shutil.which(name) is None]
 missing += [] if ctypes.util.find_library("seccomp") else ["libseccomp"]
 missing += [] if "\toverlay\n" in Path("/proc/filesystems").read_text() else ["the overlay file system"]
+missing += ["a checkout that is not below /tmp"] if is_hidden() else []
 needs_systemd = pytest.mark.skipif(bool(missing), reason=f"needs {', '.join(missing)} (Debian: systemd)")
 
 pytestmark = [
