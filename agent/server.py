@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import faulthandler
 import fcntl
 import functools
@@ -239,16 +240,20 @@ async def _start_server(agent: Agent, config: AgentConfig) -> tuple[grpc.aio.Ser
     finally:
         os.umask(umask)
     if port == 0:
-        raise UsageError(f"cannot listen on {listen}: {_why_not(listen)}; {ANOTHER_ADDRESS}")
+        raise _not_listening(listen)
     await server.start()
     for name in ("", SERVICE_NAME):
         await status.set(name, health_pb2.HealthCheckResponse.SERVING)
     return server, status, listen if listen.path is not None else ListenAddress(listen.host, port)
 
 
-def _why_not(listen: ListenAddress) -> str:
+def _not_listening(listen: ListenAddress) -> AgentError:
     error = bind_error(str(listen))
-    return (error.strerror or str(error)).lower() if error is not None else "the address cannot be used"
+    if error is not None and error.errno == errno.EADDRNOTAVAIL:
+        # Not for good: while a machine starts, its addresses come one after the other.
+        return AgentError(f"cannot listen on {listen}: this machine does not have that address, or not yet")
+    why = (error.strerror or str(error)).lower() if error is not None else "the address cannot be used"
+    return UsageError(f"cannot listen on {listen}: {why}; {ANOTHER_ADDRESS}")
 
 
 def _check_not_served(listen: ListenAddress) -> None:

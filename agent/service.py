@@ -76,6 +76,7 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
             first_port=agent.config.ports[0],
             last_port=agent.config.ports[1],
             certificate_end_time=None if tls is None else convert.timestamp(tls.files.end.timestamp()),
+            certificate_ends_soon=tls is not None and tls.ends_soon,
         )
 
     async def PrepareAttempt(  # noqa: N802

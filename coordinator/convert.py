@@ -221,6 +221,7 @@ def inventory_from_pb(message: agent_pb2.GetInventoryResponse, asked_at: float) 
         certificate_left=seconds_of(message.certificate_end_time) - seconds_of(message.time)
         if message.HasField("certificate_end_time")
         else None,
+        certificate_ends_soon=message.certificate_ends_soon,
     )
 
 

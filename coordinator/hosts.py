@@ -104,7 +104,8 @@ class Inventory:
     ``quarantined`` names the GPUs that it does not lease now, and why. ``uptime`` is the agent's, in
     seconds; ``free_disk`` in bytes, of its state directory; ``clock_offset`` how many seconds its wall
     clock is ahead of ours; ``ports`` the first and last that tasks may listen on, at ``task_address``;
-    ``certificate_left``: seconds until the agent's certificate ends, None without TLS.
+    ``certificate_left``: seconds until the agent's certificate ends, None without TLS;
+    ``certificate_ends_soon``: it is time to issue a new one.
     """
 
     slots: int
@@ -121,6 +122,7 @@ class Inventory:
     task_address: str = ""
     ports: tuple[int, int] = (0, 0)
     certificate_left: float | None = None
+    certificate_ends_soon: bool = False
 
 
 @dataclass(frozen=True, slots=True)

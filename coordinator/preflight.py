@@ -13,9 +13,6 @@ LEAST_DISK = 100 << 20
 LITTLE_DISK = 1 << 30
 """Bytes of free disk below which a host is refused, and below which the user is warned."""
 
-CERTIFICATE_NOTICE = 30 * 86_400.0
-"""Seconds before the end of an agent's certificate from which on the user is told."""
-
 CLOCK_SLACK = 2.0
 """Seconds that the clocks of two machines may differ before the user is told."""
 
@@ -84,7 +81,7 @@ def examine(name: str, inventory: Inventory, version: str) -> Findings:
             f"{'ahead of' if inventory.clock_offset > 0 else 'behind'} this machine's: times of its reports "
             "are off by as much, nothing else is; does it run an NTP client?"
         )
-    if inventory.certificate_left is not None and inventory.certificate_left < CERTIFICATE_NOTICE:
+    if inventory.certificate_left is not None and inventory.certificate_ends_soon:
         warnings.append(
             f"{name}: its certificate ends in {max(inventory.certificate_left / 86_400, 0):.1f} days; "
             "issue it again (nhop-coordinator certs issue) and copy it there: no restart is needed"

@@ -55,6 +55,11 @@ class Rotation:
         self._reminded = None
         return True
 
+    @property
+    def ends_soon(self) -> bool:
+        """Whether it is time to issue a new certificate."""
+        return self.files.ends_soon(self._now())
+
     def expiry_notice(self) -> str:
         """What to say of a certificate that ends soon, or has ended; empty where there is nothing to say.
 

@@ -123,6 +123,7 @@ class GetInventoryResponse(_message.Message):
     FIRST_PORT_FIELD_NUMBER: _builtins.int
     LAST_PORT_FIELD_NUMBER: _builtins.int
     CERTIFICATE_END_TIME_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_ENDS_SOON_FIELD_NUMBER: _builtins.int
     hostname: _builtins.str
     """Name of the host as it calls itself."""
     nhop_version: _builtins.str
@@ -149,6 +150,8 @@ class GetInventoryResponse(_message.Message):
     """First and last port that tasks may listen on."""
     last_port: _builtins.int
     """See first_port."""
+    certificate_ends_soon: _builtins.bool
+    """Whether it is time to issue a new one: 30 days before that, or in the last third of a short-lived one."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
         """The host's wall clock."""
@@ -185,10 +188,11 @@ class GetInventoryResponse(_message.Message):
         first_port: _builtins.int = ...,
         last_port: _builtins.int = ...,
         certificate_end_time: _timestamp_pb2.Timestamp | None = ...,
+        certificate_ends_soon: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["certificate_end_time", b"certificate_end_time", "time", b"time", "uptime", b"uptime"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_end_time", b"certificate_end_time", "cpu_cores", b"cpu_cores", "first_port", b"first_port", "free_disk_bytes", b"free_disk_bytes", "free_slots", b"free_slots", "gpus", b"gpus", "hostname", b"hostname", "incarnation", b"incarnation", "last_port", b"last_port", "memory_bytes", b"memory_bytes", "nhop_version", b"nhop_version", "python_version", b"python_version", "slots", b"slots", "task_address", b"task_address", "tensorflow_version", b"tensorflow_version", "time", b"time", "uptime", b"uptime"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_end_time", b"certificate_end_time", "certificate_ends_soon", b"certificate_ends_soon", "cpu_cores", b"cpu_cores", "first_port", b"first_port", "free_disk_bytes", b"free_disk_bytes", "free_slots", b"free_slots", "gpus", b"gpus", "hostname", b"hostname", "incarnation", b"incarnation", "last_port", b"last_port", "memory_bytes", b"memory_bytes", "nhop_version", b"nhop_version", "python_version", b"python_version", "slots", b"slots", "task_address", b"task_address", "tensorflow_version", b"tensorflow_version", "time", b"time", "uptime", b"uptime"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

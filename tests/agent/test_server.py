@@ -72,6 +72,14 @@ def test_a_port_in_use(tmp_path: Path) -> None:
     assert "Traceback" not in result.stderr
 
 
+def test_an_address_that_may_still_come(tmp_path: Path) -> None:
+    """While a machine starts: a service is to be started again, which it is not after a wrong usage."""
+    result = nhop_agent("--listen", "192.0.2.1:7001", "--insecure", "--state-dir", str(tmp_path))
+    assert result.returncode == 1
+    assert "cannot listen on 192.0.2.1:7001: this machine does not have that address" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 async def test_a_socket_in_use(agent: RealAgent, tmp_path: Path) -> None:
     result = nhop_agent("--listen", agent.address, "--state-dir", str(tmp_path / "other"))
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)

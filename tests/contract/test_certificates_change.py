@@ -92,9 +92,15 @@ async def test_an_agents_certificate_is_replaced_while_it_works(scene: Scene) ->
         scene.office.issue(AGENT, "host", place=scene.host, days=200)
         await scene.agent.logs("was read again")
         assert await scene.shown_serial() == serial(scene.host)
-        left = (await scene.link.inventory()).certificate_left
-        assert left is not None
-        assert left < 200 * 86_400
+        found = await scene.link.inventory()
+        assert found.certificate_left is not None
+        assert found.certificate_left < 200 * 86_400
+        assert not found.certificate_ends_soon
+        length = len(scene.agent.log)
+        begun = datetime.timedelta(days=30)
+        scene.office.issue(AGENT, "host", place=scene.host, days=31, begun=begun)
+        await scene.agent.logs("was read again", since=length)
+        assert (await scene.link.inventory()).certificate_ends_soon
 
 
 async def test_a_coordinators_certificate_is_replaced_while_it_works(scene: Scene) -> None:

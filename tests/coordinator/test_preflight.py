@@ -32,6 +32,12 @@ def found(**changes):
 
 def test_a_good_host_has_no_findings():
     assert found() == Findings()
+    assert found(certificate_left=86_400.0) == Findings(), "a short-lived one has time until its last third"
+
+
+def test_a_certificate_that_ends_soon_is_said():
+    (warning,) = found(certificate_left=129_600.0, certificate_ends_soon=True).warnings
+    assert "a: its certificate ends in 1.5 days; issue it again" in warning
 
 
 def test_another_version_of_nhop_is_refused_with_the_remedy():
