@@ -30,7 +30,7 @@ def trial(folder):
     [
         ("{ps: 0, workers: 1}", "nhop-worker-0"),
         ("{ps: 1, workers: 2}", "nhop-worker-0"),
-        ("{ps: 2, workers: 2}", "nhop-ps-1"),
+        pytest.param("{ps: 2, workers: 2}", "nhop-ps-1", marks=pytest.mark.faults),
         pytest.param("{ps: 2, workers: 2}, sync_replicas: true", "nhop-ps-0", marks=pytest.mark.faults),
     ],
 )
@@ -71,7 +71,7 @@ def test_without_checkpoints_a_new_attempt_begins_anew(commands):
     assert "goes on" not in row["notes"]
 
 
-@pytest.mark.parametrize("sync", ["true", "false"])
+@pytest.mark.parametrize("sync", ["true", pytest.param("false", marks=pytest.mark.faults)])
 def test_training_goes_on_without_a_lost_worker_and_the_trial_says_so(commands, sync):
     process = commands.start(
         "nhop-coordinator",

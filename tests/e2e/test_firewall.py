@@ -67,6 +67,7 @@ def test_task_ports_are_open_only_while_an_attempt_runs(commands: Commands) -> N
         assert listening(cluster, 1) == {AGENT_PORT}
 
 
+@pytest.mark.deploy
 @pytest.mark.skipif(shutil.which("nft") is None, reason="needs nft (Debian: nftables)")
 def test_a_stranger_reaches_no_task_of_a_fenced_study(commands: Commands) -> None:
     with cluster_of(STRANGER, commands) as cluster:

@@ -26,7 +26,7 @@ class Waits(RegressorNN):
 
 
 @pytest.mark.parametrize("sync", ["false", pytest.param("true", marks=pytest.mark.faults)])
-@pytest.mark.parametrize("moment", ["start-up", "last step"])
+@pytest.mark.parametrize("moment", [pytest.param("start-up", marks=pytest.mark.faults), "last step"])
 @pytest.mark.parametrize("victim", ["worker/1", "worker/0", "ps/0"])
 def test_a_task_dies(commands, victim, moment, sync):
     (commands.folder / "waits.py").write_text(MODEL)

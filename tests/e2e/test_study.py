@@ -94,7 +94,15 @@ def test_a_users_own_model_beside_the_study_file(commands):
     assert summary(commands.folder / "out")["best"]["loss"] < 1.0
 
 
-@pytest.mark.parametrize("victim", ["nhop-worker-1", "nhop-ps-0", "nhop-worker-0", "nhop-zygote"])
+@pytest.mark.parametrize(
+    "victim",
+    [
+        pytest.param("nhop-worker-1", marks=pytest.mark.faults),
+        "nhop-ps-0",
+        pytest.param("nhop-worker-0", marks=pytest.mark.faults),
+        "nhop-zygote",
+    ],
+)
 def test_a_killed_process_does_not_end_the_study(commands, victim):
     process = commands.start(
         "nhop-coordinator",
