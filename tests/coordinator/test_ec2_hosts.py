@@ -24,6 +24,9 @@ ENVIRONMENT = {
 }
 
 
+pytestmark = pytest.mark.deploy  # moto takes seconds for each
+
+
 @pytest.fixture(autouse=True)
 def environment(monkeypatch):
     for name in (

@@ -17,6 +17,8 @@ from coordinator.hosts import DEFAULT_PORT
 from tests import containers
 from tests.deploy.manifests import ROOT
 
+pytestmark = pytest.mark.deploy
+
 FOLDER = ROOT / "deploy" / "ec2"
 PACKAGE = "https://example.org/nhop-0.1.0-py3-none-any.whl"
 SHA256 = hashlib.sha256(b"the wheel\n").hexdigest()

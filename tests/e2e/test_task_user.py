@@ -119,7 +119,7 @@ def served() -> Iterator[tuple[str, list[str]]]:
         server.server_close()
 
 
-@pytest.mark.parametrize("kind", ["root", "unit"])
+@pytest.mark.parametrize("kind", [pytest.param("root", marks=pytest.mark.deploy), "unit"])
 def test_a_task_reaches_its_own_places_and_no_others(commands: Commands, users: Users, kind: str) -> None:
     inside = users.anybody() if kind == "root" else users.as_the_unit()
     keys = users.folder / "tls"

@@ -46,7 +46,7 @@ _METADATA: list[list[tuple[str, Any]]] = [
     [(f"k{n}", "v") for n in range(5_000)],
     [("k-bin", b"\xff")],
 ]
-EXAMPLES = 40
+EXAMPLES = 25
 LONG_EXAMPLES = int(os.environ.get("NHOP_FUZZ_EXAMPLES", "300"))
 
 
