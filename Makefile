@@ -59,7 +59,7 @@ lock: $(STAMP)  ## Locks the newest versions that pyproject.toml allows
 	$(BIN)/pip-compile --quiet --upgrade --extra dev --all-build-deps --allow-unsafe --generate-hashes --strip-extras \
 	  --no-header --no-annotate --no-emit-index-url --no-emit-find-links --no-emit-trusted-host -o requirements.lock pyproject.toml
 
-audit: $(STAMP)  ## Asks PyPI for advisories of all that is locked (needs pypi.org)
+audit: $(STAMP)  ## Asks PyPI for advisories of all that is locked (needs PyPI)
 	$(BIN)/python -m tools.supply audit
 
 # In an environment of its own, with the locked packages but not the sources beside it.

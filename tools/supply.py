@@ -211,11 +211,11 @@ def audit() -> list[str]:
         found, unknown = judge(json.loads(result.stdout))
     except ValueError:
         last = result.stderr.strip().rpartition("\n")[2] or f"exit status {result.returncode}"
-        return [f"no advisory was seen: pip-audit failed ({last}); run this where pypi.org is reached"]
+        return [f"no advisory was seen: pip-audit failed ({last}); run this where PyPI is reached"]
     if unknown:
         some = f"{', '.join(unknown[:3])}{', ...' * (len(unknown) > 3)}"
         found.append(
-            f"no advisory was seen of {len(unknown)} packages ({some}): pypi.org does not answer; "
+            f"no advisory was seen of {len(unknown)} packages ({some}): PyPI does not answer; "
             "run this where it is reached"
         )
     return found
