@@ -293,8 +293,8 @@ def _security(folder: Path | None, *, insecure: bool, needed: bool, named: str) 
 
 
 def _read_hosts(policy: HostPolicy) -> tuple[AgentAddress, ...] | None:
-    from coordinator.hosts import is_local
     from coordinator.wording import some
+    from nhop._listening import is_local
 
     agents = None if policy.source is None else policy.source.read(refusal=policy.security.refusal)
     policy.check(agents)

@@ -14,7 +14,7 @@ from coordinator.domain import Cluster
 from coordinator.errors import HostsError, UsageError
 from coordinator.wording import some
 from nhop._hosts_file import lines_of, split_address
-from nhop._listening import is_loopback, is_wildcard
+from nhop._listening import is_local, is_loopback, is_wildcard
 from nhop.security.client import Security
 
 DEFAULT_PORT = 7001
@@ -191,11 +191,6 @@ def parse_address(text: str, *, refusal: str = NEEDS_TLS, wildcard: bool = False
     if host != bare and ":" not in bare:
         raise ValueError(f"{host}: brackets are for IPv6 addresses; write {bare}")
     return f"{host}:{int(port)}"
-
-
-def is_local(target: str) -> bool:
-    """Whether a target is on this machine, as far as its text tells."""
-    return target.startswith("unix:") or is_loopback(target.rpartition(":")[0].strip("[]"))
 
 
 def is_name(target: str) -> bool:

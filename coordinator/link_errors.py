@@ -7,7 +7,8 @@ import asyncio
 import grpc
 
 from coordinator.domain import Failure
-from coordinator.hosts import AgentAddress, is_local, is_name
+from coordinator.hosts import AgentAddress, is_name
+from nhop._listening import is_local
 from nhop.security.refusals import tls_problem
 from nhop_models.contract import FailureKind
 

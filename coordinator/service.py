@@ -25,7 +25,7 @@ from coordinator.domain import Notice
 from coordinator.errors import ConfigError, HostsError, NhopError, Problem, UsageError
 from coordinator.fleet import Fleet
 from coordinator.folders import PackError
-from coordinator.hosts import AgentAddress, HostPolicy, is_local, parse_address
+from coordinator.hosts import AgentAddress, HostPolicy, parse_address
 from coordinator.manager import (
     ManagedStudy,
     ManagerClosedError,
@@ -41,7 +41,7 @@ from coordinator.task_logs import LogHostError, NoLogError, parse_task, read_tas
 from coordinator.waiting import StopSignal, unless_stopped
 from nhop._decoding import Decoding
 from nhop._health import Health
-from nhop._listening import bind_error, is_served
+from nhop._listening import bind_error, is_local, is_served
 from nhop._refusals import ERROR_DOMAIN, abort, abort_invalid, cut
 from nhop.security.client import ClientTls
 from nhop.security.gate import EVERY_ROLE, Gate

@@ -30,6 +30,11 @@ def is_wildcard(host: str) -> bool:
     return (mapped or address).is_unspecified
 
 
+def is_local(target: str) -> bool:
+    """Whether a gRPC target is on this machine, as far as its text tells."""
+    return target.startswith(UNIX) or is_loopback(target.rpartition(":")[0].strip("[]"))
+
+
 def bind_error(target: str) -> OSError | None:
     """Why nobody can listen at ``host:port``, IPv6 in brackets, or ``unix:/path``; None where one can."""
     path = Path(target.removeprefix(UNIX)) if target.startswith(UNIX) else None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from nhop._listening import is_loopback
+from nhop._listening import UNIX, is_local
 from nhop.security.errors import CertificateError
 from nhop.security.identity import Role
 
@@ -39,9 +39,7 @@ class ClientTls:
 
     def covers(self, target: str) -> bool:
         """Whether a gRPC target is called with TLS: Unix sockets never are."""
-        if target.startswith("unix:"):
-            return False
-        return self._loopback or not is_loopback(target.rpartition(":")[0].strip("[]"))
+        return not target.startswith(UNIX) and (self._loopback or not is_local(target))
 
     def credentials(self) -> grpc.ChannelCredentials:
         """For a channel; of the newest files."""

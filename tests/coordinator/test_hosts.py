@@ -8,13 +8,13 @@ from coordinator.hosts import (
     AgentAddress,
     Inventory,
     Usable,
-    is_local,
     is_name,
     parse_hosts,
     usable,
     usable_slots,
     workers_on,
 )
+from nhop._listening import is_local
 
 
 def targets(text):
